@@ -1,0 +1,1 @@
+"""Throttles and outages: what responses say, and whether requests may go. Pure."""

@@ -1,0 +1,176 @@
+"""What is peculiar to each API's way of saying "too fast", as one table.
+
+Most of the dialects differ in names only, and names are read for all providers alike (`signals`).
+Here stands what depends on whom one talks to: which statuses are a throttle, where the body has to
+be looked at, what the scope of a pause is, and how long to wait where no time is told.
+"""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+from typing import NamedTuple
+
+__all__ = ["PROVIDERS", "Profile", "Provider", "profile"]
+
+_MS_NS = 1_000_000
+_SECOND_NS = 1_000_000_000
+
+
+class Provider(NamedTuple):
+    """One row of the table. An empty one is an API of which nothing but its names is peculiar.
+
+    `body_statuses`: responses whose beginning of a body must be read to judge them. `words` (JSON
+    strings) and `phrases` (parts of a message, lower-case) in it make a throttle of a status that
+    is none by itself. `quota_words` mean a used-up bill or day, which no wait of ours ends.
+    `scope`: what a throttle's pause covers, where that is always the same. `pause_ns`: the pause
+    where no time is told, if the API documents one. `repeated_least`: repeated fields stand for
+    several buckets, and the least is meant.
+    """
+
+    hosts: tuple[str, ...] = ()
+    body_statuses: frozenset[int] = frozenset()
+    words: frozenset[bytes] = frozenset()
+    phrases: tuple[bytes, ...] = ()
+    quota_words: frozenset[bytes] = frozenset()
+    scope: str | None = None
+    pause_ns: int | None = None
+    repeated_least: bool = False
+
+
+# botocore, retries/standard.py: the codes that it treats as throttling.
+_AWS_CODES = frozenset(
+    (
+        b"Throttling",
+        b"ThrottlingException",
+        b"ThrottledException",
+        b"RequestThrottled",
+        b"RequestThrottledException",
+        b"TooManyRequestsException",
+        b"ProvisionedThroughputExceededException",
+        b"RequestLimitExceeded",
+        b"BandwidthLimitExceeded",
+        b"LimitExceededException",
+        b"SlowDown",
+        b"TransactionInProgressException",
+        b"PriorRequestNotComplete",
+        b"EC2ThrottledException",
+    )
+)
+
+PROVIDERS: dict[str, Provider] = {
+    # A 503 may be a gateway's limiter: it says so in a problem type or Cloudflare's error code.
+    "generic": Provider(body_statuses=frozenset((503,))),
+    "openai": Provider(
+        hosts=("api.openai.com",),
+        body_statuses=frozenset((429,)),
+        quota_words=frozenset((b"insufficient_quota", b"billing_hard_limit_reached")),
+    ),
+    "anthropic": Provider(hosts=("api.anthropic.com",)),
+    # Secondary limits come without a time; GitHub asks for at least a minute.
+    "github": Provider(
+        hosts=("api.github.com", "uploads.github.com"),
+        body_statuses=frozenset((403, 429)),
+        phrases=(b"secondary rate limit", b"rate limit exceeded", b"abuse detection"),
+        pause_ns=60 * _SECOND_NS,
+    ),
+    "stripe": Provider(hosts=("api.stripe.com",), body_statuses=frozenset((429,))),
+    "shopify": Provider(
+        hosts=(".myshopify.com",),
+        body_statuses=frozenset((200,)),
+        words=frozenset((b"THROTTLED",)),
+    ),
+    "slack": Provider(hosts=("slack.com",), scope="method"),
+    "twilio": Provider(hosts=(".twilio.com",), scope="concurrency"),
+    "hubspot": Provider(hosts=("api.hubapi.com",), body_statuses=frozenset((429,))),
+    "atlassian": Provider(hosts=(".atlassian.net", "api.atlassian.com")),
+    "x": Provider(hosts=("api.x.com", "api.twitter.com")),
+    "discord": Provider(hosts=("discord.com", ".discord.com"), body_statuses=frozenset((429,))),
+    "reddit": Provider(hosts=("oauth.reddit.com", "www.reddit.com")),
+    "gitlab": Provider(hosts=("gitlab.com",)),
+    "azure": Provider(
+        hosts=("management.azure.com", ".azconfig.io", ".documents.azure.com", ".openai.azure.com"),
+    ),
+    "aws": Provider(
+        hosts=(".amazonaws.com", ".amazonaws.com.cn"),
+        body_statuses=frozenset((400, 503)),
+        words=_AWS_CODES,
+    ),
+    "google": Provider(
+        hosts=(".googleapis.com",),
+        body_statuses=frozenset((403, 429, 503)),
+        words=frozenset((b"rateLimitExceeded", b"userRateLimitExceeded")),
+        quota_words=frozenset((b"dailyLimitExceeded", b"quotaExceeded")),
+    ),
+    "notion": Provider(hosts=("api.notion.com",)),
+    "zendesk": Provider(hosts=(".zendesk.com",)),
+    "okta": Provider(
+        hosts=(".okta.com", ".oktapreview.com", ".okta-emea.com"), repeated_least=True
+    ),
+    "cloudflare": Provider(hosts=("api.cloudflare.com",), body_statuses=frozenset((429, 503))),
+    # Not APIs but limiters that stand in front of many.
+    "envoy": Provider(),
+    "apisix": Provider(body_statuses=frozenset((503,))),
+    "gravitee": Provider(),
+}
+
+
+class Profile(NamedTuple):
+    """A provider as an upstream is configured to talk to it.
+
+    `retry_after_unit_ns` and `reset_unit_ns` are the units of plain numbers (a delta in
+    milliseconds cannot be told from one in seconds). `preempt`: a success that says "none left" is
+    obeyed. `time_zone` is the account's, for quotas that end at its midnight; None is UTC.
+    `throttle_statuses` are the operator's, beside those that always are throttles.
+    """
+
+    name: str
+    provider: Provider
+    retry_after_unit_ns: int = _SECOND_NS
+    reset_unit_ns: int = _SECOND_NS
+    preempt: bool = False
+    time_zone: tzinfo | None = None
+    pause_max_ns: int = 3600 * _SECOND_NS
+    throttle_statuses: frozenset[int] = frozenset()
+
+
+def profile(
+    name: str,
+    host: str = "",
+    *,
+    retry_after_unit: str = "s",
+    reset_unit: str = "s",
+    preempt: bool = False,
+    time_zone: tzinfo | None = None,
+    pause_max_ns: int = 3600 * _SECOND_NS,
+    throttle_statuses: frozenset[int] = frozenset(),
+) -> Profile:
+    """The profile for a provider's name; "auto" goes by the upstream's host.
+
+    Raises ValueError for a name that is not in the table or a unit other than "s" and "ms".
+    """
+    if name == "auto":
+        name = _named_by(host.lower().rstrip("."))
+    provider = PROVIDERS.get(name)
+    if provider is None:
+        raise ValueError(f"no provider {name!r}; there are auto, {', '.join(PROVIDERS)}")
+    units = {"s": _SECOND_NS, "ms": _MS_NS}
+    if retry_after_unit not in units or reset_unit not in units:
+        raise ValueError('a unit is "s" or "ms"')
+    return Profile(
+        name,
+        provider,
+        units[retry_after_unit],
+        units[reset_unit],
+        preempt,
+        time_zone,
+        pause_max_ns,
+        throttle_statuses,
+    )
+
+
+def _named_by(host: str) -> str:
+    for name, provider in PROVIDERS.items():
+        for known in provider.hosts:
+            if host.endswith(known) if known.startswith(".") else host == known:
+                return name
+    return "generic"

@@ -1,0 +1,290 @@
+"""The breakers of one upstream behind one question: may this request go, and how long if not.
+
+A failure is the upstream's: nobody gets through. A throttle belongs to the credential that was
+told to wait, or to the upstream where the policy says so or no credential was sent: one customer's
+exhausted quota must not stop the others. Breakers of credentials are made when the first throttle
+comes and dropped when they have been closed for a while.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+from gateway.breaker.breaker import Breaker
+from gateway.breaker.outcome import Outcome
+from gateway.breaker.ramp import Ramp
+from gateway.breaker.states import GO, TRIAL, BreakerPolicy, BreakerState, Cause, Change
+
+__all__ = ["BreakerTable", "Trial"]
+
+Trial = tuple[Breaker, int]  # a breaker whose trial a request is, and the trial's epoch
+
+# How long a closed credential's breaker is kept: its epoch has to outlive the requests that were
+# under way when it closed, and the peers' copies of it.
+_KEEP_NS = 60_000_000_000
+
+# How many of the oldest breakers a full table looks at to make room for one.
+_LOOKS_MAX = 8
+
+_NOTHING: tuple[Change, ...] = ()
+
+
+class BreakerTable:
+    """All the breakers of one upstream: its `own` one and those of credentials.
+
+    `active` counts those that are not closed.
+
+    The methods that end a request return what the mesh is to hear. `trials` is what
+    `begin_trials` returned for that request, `epochs` the stamp that it got when it was sent.
+    `ramp` gives the factor for the upstream's smooth limits; on a Change to CLOSED the caller
+    also takes their burst away (`fill`).
+    """
+
+    __slots__ = (
+        "_by_credential",
+        "_epoch_floor",
+        "_open",
+        "_plain_epochs",
+        "active",
+        "credentials_max",
+        "own",
+        "policy",
+        "ramp",
+    )
+
+    def __init__(
+        self,
+        policy: BreakerPolicy,
+        now_ns: int,
+        full_per_s: float = 0.0,
+        credentials_max: int = 10_000,
+    ) -> None:
+        """`full_per_s`: see Ramp. Above `credentials_max` breakers the oldest one goes."""
+        self.policy = policy
+        self.credentials_max = credentials_max
+        self.own = Breaker(policy, now_ns)
+        self.ramp = Ramp(full_per_s, policy.ramp_ns)
+        self.active = 0
+        self._open: set[Breaker] = set()
+        self._by_credential: OrderedDict[bytes, Breaker] = OrderedDict()
+        # A credential's breaker that is made anew continues at the highest epoch that was
+        # forgotten, or its news would lose against what the peers still remember.
+        self._epoch_floor = 0
+        self._plain_epochs = (0, 0)
+
+    def configure(self, policy: BreakerPolicy, full_per_s: float, now_ns: int) -> None:
+        """New figures after a reload; what is open stays open until its time."""
+        self.policy = policy
+        self.ramp.configure(full_per_s, policy.ramp_ns)
+        for breaker in self:
+            breaker.configure(policy, now_ns)
+
+    def __iter__(self) -> Iterator[Breaker]:
+        """The upstream's own breaker, then the credentials', the oldest first."""
+        yield self.own
+        yield from self._by_credential.values()
+
+    def credentials(self) -> Iterator[tuple[bytes, Breaker]]:
+        """The breakers of credentials, the oldest first. The table may not change meanwhile."""
+        return iter(self._by_credential.items())
+
+    @property
+    def knows_credentials(self) -> bool:
+        """Whether any credential has a breaker of its own: hashing one can matter."""
+        return bool(self._by_credential)
+
+    def get(self, scope: bytes) -> Breaker | None:
+        """The breaker of a credential, or of the upstream for b""; None where none was needed."""
+        return self._by_credential.get(scope) if scope else self.own
+
+    # Before a request.
+
+    def ask(self, credential: bytes | None, now_ns: int) -> int:
+        """GO, TRIAL (go after `begin_trials`), or the nanoseconds until asking again can help."""
+        if not self.active:
+            return GO
+        upstream_ns = self.own.ask(now_ns)
+        breaker = self._by_credential.get(credential) if credential else None
+        if breaker is None:
+            return upstream_ns
+        own_ns = breaker.ask(now_ns)
+        longer_ns = max(upstream_ns, own_ns)
+        return longer_ns if longer_ns > GO else min(upstream_ns, own_ns)
+
+    def blocking(self, credential: bytes | None, now_ns: int) -> Breaker | None:
+        """The breaker that holds such a request up longest: where to wait, whose cause to tell."""
+        breaker = self._by_credential.get(credential) if credential else None
+        if breaker is None or breaker.ask(now_ns) <= self.own.ask(now_ns):
+            breaker = self.own
+        return breaker if breaker.ask(now_ns) > GO else None
+
+    def epochs(self, credential: bytes | None) -> tuple[int, int]:
+        """The stamp that a request takes along when it is sent."""
+        breaker = self._by_credential.get(credential) if credential else None
+        if breaker is None:
+            return self._plain_epochs
+        return self.own.epoch, breaker.epoch
+
+    def begin_trials(
+        self, credential: bytes | None, now_ns: int, lease_ns: int
+    ) -> tuple[Trial, ...]:
+        """The request goes although `ask` said TRIAL: it is the trial of each breaker that did.
+
+        `lease_ns` is for how long no other may go: max(1 s, 2 x the p99 time to a response head).
+        """
+        breaker = self._by_credential.get(credential) if credential else None
+        both = (self.own,) if breaker is None else (self.own, breaker)
+        return tuple([(b, b.begin_trial(now_ns, lease_ns)) for b in both if b.ask(now_ns) == TRIAL])
+
+    def abandon_trials(self, trials: Sequence[Trial], now_ns: int) -> None:
+        """The trial will have no answer (its client left, no token came): another may go."""
+        for breaker, epoch in trials:
+            breaker.abandon_trial(epoch, now_ns)
+
+    # After a request.
+
+    def succeeded(
+        self, epochs: tuple[int, int], now_ns: int, trials: Sequence[Trial] = ()
+    ) -> Sequence[Change]:
+        """The upstream did its work."""
+        if trials:
+            return self._end_trials(trials, Outcome.SUCCESS, now_ns, 0.0)
+        self.own.succeeded(epochs[0], now_ns)
+        return _NOTHING
+
+    def failed(
+        self,
+        epochs: tuple[int, int],
+        now_ns: int,
+        chance: float,
+        trials: Sequence[Trial] = (),
+    ) -> Sequence[Change]:
+        """The upstream did not do its work. `chance` in [0, 1) spreads the end of a pause."""
+        if trials:
+            return self._end_trials(trials, Outcome.FAILURE, now_ns, chance)
+        change = self.own.failed(epochs[0], now_ns, chance)
+        return (self._noted(self.own, change, now_ns),) if change else _NOTHING
+
+    def throttled(
+        self,
+        credential: bytes | None,
+        epochs: tuple[int, int],
+        pause_ns: int | None,
+        now_ns: int,
+        chance: float,
+        trials: Sequence[Trial] = (),
+        learn: bool = True,
+    ) -> Sequence[Change]:
+        """The upstream said to wait `pause_ns`, or told no time.
+
+        `learn` is false where it is short of capacity and its quota is not in question. Where a
+        breaker other than the throttled one was on trial, its slot comes back: the answer says
+        nothing about what opened it.
+        """
+        if credential and self.policy.by_credential:
+            breaker = self._made(credential, self._epoch_floor, now_ns)
+            sent_epoch = epochs[1]
+        else:
+            breaker, sent_epoch = self.own, epochs[0]
+        if learn and breaker.state is BreakerState.CLOSED and sent_epoch >= breaker.closed_epoch:
+            self.ramp.throttled(self.own.meter.ok_per_s(now_ns), now_ns)
+        trial_epoch = None
+        for other, epoch in trials:
+            if other is breaker:
+                trial_epoch = epoch
+            else:
+                other.abandon_trial(epoch, now_ns)
+        if trial_epoch is None:
+            change = breaker.throttled(sent_epoch, pause_ns, now_ns, chance)
+        else:
+            change = breaker.end_trial(trial_epoch, Outcome.THROTTLE, now_ns, pause_ns, chance)
+        return (self._noted(breaker, change, now_ns),) if change else _NOTHING
+
+    # From the mesh and the clock.
+
+    def merge(self, change: Change, now_ns: int) -> Change | None:
+        """What a peer says of one scope; returns the new state if it changed anything here."""
+        breaker = self.get(change.scope)
+        if breaker is None:
+            if change.state is BreakerState.CLOSED:
+                return None
+            breaker = self._made(change.scope, 0, now_ns)
+        merged = breaker.merge(change.epoch, change.state, change.cause, change.until_ns, now_ns)
+        if merged is None:
+            return None
+        if change.reff_per_s is not None:
+            self.ramp.adopt(change.reff_per_s, now_ns)
+        return self._noted(breaker, merged, now_ns)
+
+    def claimed(self, scope: bytes, epoch: int, until_ns: int) -> None:
+        """Another node sends the trial of that scope and epoch; its claim holds until then."""
+        breaker = self.get(scope)
+        if breaker is not None:
+            breaker.claimed(epoch, until_ns)
+
+    def expire(self, now_ns: int) -> None:
+        """Drops the breakers of credentials that have long been closed; to be called now and then.
+
+        They stand in the order in which they were made, so one that is open, or was made lately,
+        may keep later ones a while longer.
+        """
+        while self._by_credential:
+            breaker = next(iter(self._by_credential.values()))
+            if not self._idle(breaker) or now_ns < breaker.closed_ns + _KEEP_NS:
+                return
+            self._drop(breaker)
+
+    def _end_trials(
+        self, trials: Sequence[Trial], outcome: Outcome, now_ns: int, chance: float
+    ) -> Sequence[Change]:
+        ended = [(b, b.end_trial(epoch, outcome, now_ns, None, chance)) for b, epoch in trials]
+        return [self._noted(b, change, now_ns) for b, change in ended if change is not None]
+
+    def _noted(self, breaker: Breaker, change: Change, now_ns: int) -> Change:
+        """Keeps the table's books after a change, and adds the learned rate to it."""
+        if change.state is BreakerState.CLOSED:
+            if breaker in self._open:
+                self.ramp.closed(now_ns)
+            self._open.discard(breaker)
+        else:
+            self._open.add(breaker)
+        self.active = len(self._open)
+        self._plain_epochs = (self.own.epoch, self._epoch_floor)
+        if change.cause is Cause.FAILURE:
+            return change
+        return change._replace(reff_per_s=self.ramp.learned_per_s)
+
+    def _made(self, credential: bytes, epoch: int, now_ns: int) -> Breaker:
+        breaker = self._by_credential.get(credential)
+        if breaker is not None:
+            return breaker
+        if len(self._by_credential) >= self.credentials_max:
+            self._make_room()
+        breaker = Breaker(self.policy, now_ns, credential, epoch)
+        self._by_credential[credential] = breaker
+        return breaker
+
+    def _make_room(self) -> None:
+        """Drops one of the oldest: a closed one, or else the one whose pause ends first.
+
+        A breaker with requests waiting at it is never dropped; the table is then too large by at
+        most as many as wait.
+        """
+        oldest = [
+            breaker
+            for breaker, _ in zip(self._by_credential.values(), range(_LOOKS_MAX), strict=False)
+            if breaker.waiting is None
+        ]
+        if oldest:
+            self._drop(min(oldest, key=lambda breaker: breaker.until_ns))
+
+    def _idle(self, breaker: Breaker) -> bool:
+        return breaker.state is BreakerState.CLOSED and breaker.waiting is None
+
+    def _drop(self, breaker: Breaker) -> None:
+        del self._by_credential[breaker.scope]
+        self._open.discard(breaker)
+        self.active = len(self._open)
+        self._epoch_floor = max(self._epoch_floor, breaker.epoch)
+        self._plain_epochs = (self.own.epoch, self._epoch_floor)

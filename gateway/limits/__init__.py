@@ -1,0 +1,1 @@
+"""Node-local limits: pure, keys and integers, no HTTP, no clock."""

@@ -1,0 +1,135 @@
+"""Costs that the upstream tells afterwards (`cost = { response_header = ... }`), over any limit.
+
+A request must take something before it is sent, so it reserves what its row's requests have cost
+on average. When the response tells the true cost, an excess is taken as debt and a surplus stays on
+the row as this node's credit, spent before any token is taken: a token that went out into the mesh
+is never called back. It wraps a limit instead of being part of one, so that it serves the
+mesh-wide limits as well as the node's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.limits.stick_table import StickTable
+from gateway.limits.verdict import ROOM, Entry, Limit
+
+__all__ = ["Settled", "SettledRow"]
+
+# The mean follows the last 32 responses or so: enough to smooth single ones, few enough to follow
+# a client that turns from small prompts to large ones.
+_MEAN_OVER = 32
+
+
+class SettledRow:
+    """One key's credit and mean cost in front of the wrapped limit's row. Satisfies `Entry`."""
+
+    __slots__ = ("credit", "inner", "key", "limit", "mean", "settled")
+
+    def __init__(self, limit: Settled, key: bytes, inner: Entry) -> None:
+        self.limit = limit
+        self.key = key
+        self.inner = inner
+        self.credit = 0  # tokens taken too many
+        self.mean = 1.0  # tokens; the first request reserves 1
+        self.settled = 0  # responses in the mean, up to _MEAN_OVER
+
+    @property
+    def waiting(self) -> Any:
+        return self.inner.waiting
+
+    @waiting.setter
+    def waiting(self, queue: Any) -> None:
+        self.inner.waiting = queue
+
+    def reserve(self) -> int:
+        """The cost to ask for now, in tokens: the mean, at most what the limit can give at once."""
+        return max(1, min(round(self.mean), self.limit.reserve_max))
+
+    def ask(self, cost: int, now_ns: int) -> int:
+        """As the wrapped row, after the credit."""
+        cost -= self.credit
+        return self.inner.ask(cost, now_ns) if cost > 0 else ROOM
+
+    def take(self, cost: int, now_ns: int) -> None:
+        """Spends the credit first and takes the rest."""
+        spent = min(cost, self.credit)
+        self.credit -= spent
+        if cost > spent:
+            self.inner.take(cost - spent, now_ns)
+
+    def arrive(self, cost: int, now_ns: int) -> None:
+        self.inner.arrive(cost, now_ns)
+
+    def hold(self, cost: int) -> None:
+        self.inner.hold(cost)
+
+    def give_back(self, cost: int, now_ns: int) -> None:
+        self.inner.give_back(cost, now_ns)
+
+    def settle(self, reserved: int, told: int, now_ns: int) -> None:
+        """The response told its true cost: the difference to `reserved` is debt or credit.
+
+        `told` comes from outside: below 0 it counts as 0, above `told_max` as that.
+        """
+        told = max(0, min(told, self.limit.told_max))
+        self.settled = min(self.settled + 1, _MEAN_OVER)
+        self.mean += (told - self.mean) / self.settled
+        excess = told - reserved
+        if excess <= 0:
+            self.credit -= excess
+            return
+        self.take(excess, now_ns)
+
+
+class Settled(StickTable[SettledRow]):
+    """A limit whose costs are settled afterwards. Satisfies `Limit`.
+
+    `reserve_max`: the wrapped limit's burst or quota, above which asking would get NEVER.
+    `told_max`: the largest cost that is believed of one response, in tokens, because debt has to
+    be worked off: an hour's worth of the rate is the same bound as `pause_max` sets on a pause.
+    """
+
+    __slots__ = ("inner", "reserve_max", "told_max")
+
+    def __init__(self, inner: Limit, reserve_max: int, told_max: int, keys_max: int) -> None:
+        super().__init__(keys_max)
+        self.inner = inner
+        self.reserve_max = reserve_max
+        self.told_max = told_max
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @name.setter
+    def name(self, value: str) -> None:
+        self.inner.name = value
+
+    @property
+    def dry_run(self) -> bool:
+        return self.inner.dry_run
+
+    @dry_run.setter
+    def dry_run(self, value: bool) -> None:
+        self.inner.dry_run = value
+
+    def entry(self, key: bytes, now_ns: int) -> SettledRow:
+        """The row for a key, in front of the wrapped limit's current one."""
+        row = super().entry(key, now_ns)
+        row.inner = self.inner.entry(key, now_ns)
+        return row
+
+    def remaining(self, entry: SettledRow, now_ns: int) -> tuple[int, int]:
+        """As the wrapped limit says; the credit is on top."""
+        free, full_ns = self.inner.remaining(entry.inner, now_ns)
+        return free + entry.credit, full_ns
+
+    def _new_row(self, key: bytes, now_ns: int, full: bool) -> SettledRow:
+        return SettledRow(self, key, self.inner.entry(key, now_ns))
+
+    def _young(self, row: SettledRow, now_ns: int) -> bool:
+        return False  # a lost credit or mean costs the client a little, the upstream nothing
+
+    def _memory_ns(self) -> int:
+        return 0

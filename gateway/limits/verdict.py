@@ -1,0 +1,74 @@
+"""What a limit is, and what it says.
+
+A limit is a table of rows; a row is one counter (for one key). The proxy asks every row of a
+request, and takes from all of them only if all have room. `peers.core.counters` satisfies these
+protocols structurally, so that mesh-wide and local limits stand in the same list.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+__all__ = ["NEVER", "ROOM", "Entry", "Limit", "Reject"]
+
+ROOM = 0
+NEVER = -1
+
+
+class Entry(Protocol):
+    """One row: the state of one limit for one key.
+
+    `waiting` belongs to the caller (its FairQueue of requests that this row refused, or None).
+    Costs are whole tokens, at least 1. A row with `waiting` set is never evicted.
+    """
+
+    waiting: Any
+
+    @property
+    def limit(self) -> Limit: ...
+
+    def ask(self, cost: int, now_ns: int) -> int:
+        """ROOM, or the nanoseconds (>= 1) after which asking again can help, or NEVER.
+
+        NEVER means that the cost is over what the limit can ever give. Asking changes no count.
+        """
+        ...
+
+    def take(self, cost: int, now_ns: int) -> None:
+        """Takes tokens that `ask` just said were there."""
+        ...
+
+    def arrive(self, cost: int, now_ns: int) -> None:
+        """Counts a request's demand, once per request, at a limit whose siblings have room."""
+        ...
+
+    def hold(self, cost: int) -> None:
+        """A request of this cost waits for this row (its siblings have room); -cost undoes it."""
+        ...
+
+    def give_back(self, cost: int, now_ns: int) -> None:
+        """The request is over: frees an in-flight slot. Tokens of a rate are never given back."""
+        ...
+
+
+class Limit(Protocol):
+    """A named rule with its table of rows."""
+
+    name: str
+    dry_run: bool
+
+    def entry(self, key: bytes, now_ns: int) -> Entry:
+        """The row for a key (b"" where the limit has no key), made if there is none."""
+        ...
+
+    def remaining(self, entry: Any, now_ns: int) -> tuple[int, int]:
+        """(whole tokens free now, nanoseconds until it is full again), for RateLimit fields."""
+        ...
+
+
+class Reject(NamedTuple):
+    """A refusal, which names its rule. `retry_after_ns` is None where waiting cannot help."""
+
+    limit: str
+    reason: str
+    retry_after_ns: int | None

@@ -1,0 +1,160 @@
+"""The window limit: a quota that comes back whole at the window's end, as many APIs count.
+
+It exists beside the smooth limit because an API that resets its counter at the full hour lets a
+client spend the quota at once, and holding such a client to a smooth rate wastes what is allowed.
+The price is the field's known one: across a window's end up to twice the quota may pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.limits.share import even_share
+from gateway.limits.stick_table import StickTable
+from gateway.limits.verdict import NEVER, ROOM
+
+__all__ = ["Window", "WindowRow"]
+
+
+class WindowRow:
+    """The use of one key in its current window. Satisfies `verdict.Entry`."""
+
+    __slots__ = ("end_ns", "held", "key", "limit", "taken", "used", "waiting")
+
+    def __init__(self, limit: Window, key: bytes, end_ns: int, used: int) -> None:
+        self.limit = limit
+        self.key = key
+        self.end_ns = end_ns  # of the current window; in the past: the next use opens one
+        self.used = used  # tokens in this window; over the quota is debt to the next ones
+        self.taken = 0  # tokens, since the row was made
+        self.held = 0
+        self.waiting: Any = None
+
+    def ask(self, cost: int, now_ns: int) -> int:
+        """ROOM, the nanoseconds until the window that has room, or NEVER for a cost over it."""
+        limit = self.limit
+        used = self.used
+        end_ns = self.end_ns
+        if now_ns >= end_ns:
+            used, end_ns = limit.next_window(used, end_ns, now_ns)
+        over = used + cost - limit.quota
+        if over <= 0:
+            return ROOM
+        if cost > limit.quota:
+            # A node whose part is nothing may have one when the members change.
+            return NEVER if limit.quota else end_ns - now_ns
+        windows = (over - 1) // limit.quota
+        return end_ns + windows * limit.period_ns - now_ns
+
+    def take(self, cost: int, now_ns: int) -> None:
+        """Adds `cost` to the window's use, without asking: what is over the quota is debt."""
+        if now_ns >= self.end_ns:
+            self.used, self.end_ns = self.limit.next_window(self.used, self.end_ns, now_ns)
+        self.used += cost
+        self.taken += cost
+
+    def arrive(self, cost: int, now_ns: int) -> None:
+        self.limit.arrived += cost
+
+    def hold(self, cost: int) -> None:
+        self.held += cost
+
+    def give_back(self, cost: int, now_ns: int) -> None:
+        """Nothing: tokens of a quota are never given back."""
+
+    def learn(self, remaining: int, now_ns: int) -> bool:
+        """Takes over what the upstream says is left, if it is less than ours; says whether."""
+        used, end_ns = self.used, self.end_ns
+        if now_ns >= end_ns:
+            used, end_ns = self.limit.next_window(used, end_ns, now_ns)
+        told = self.limit.quota - max(0, remaining)
+        if told <= used:
+            return False
+        self.used, self.end_ns = told, end_ns
+        return True
+
+
+class Window(StickTable[WindowRow]):
+    """A named limit of `count` tokens in each window of `period_ns`. Satisfies `Limit`.
+
+    `aligned` windows begin at multiples of the period in wall time (UTC), for which
+    `wall_offset_ns` is wall minus monotonic time; others begin with a key's first use.
+    """
+
+    __slots__ = (
+        "_count",
+        "aligned",
+        "arrived",
+        "dry_run",
+        "name",
+        "period_ns",
+        "quota",
+        "wall_offset_ns",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        period_ns: int,
+        *,
+        aligned: bool = False,
+        wall_offset_ns: int = 0,
+        keys_max: int = 20_000,
+        dry_run: bool = False,
+    ) -> None:
+        super().__init__(keys_max)
+        if period_ns < 1:
+            raise ValueError("a window has a length")
+        self.name = name
+        self.dry_run = dry_run
+        self.aligned = aligned
+        self.wall_offset_ns = wall_offset_ns
+        self.period_ns = period_ns  # part of the limit's identity: a change makes a new limit
+        self.arrived = 0  # tokens asked for, each request once
+        self.configure(count)
+
+    def configure(self, count: int) -> None:
+        """Changes the quota, from the current windows on. Raises ValueError below 1."""
+        if count < 1:
+            raise ValueError("a quota is at least 1")
+        self._count = count
+        self.quota = count
+
+    def split(self, members: int, rank: int) -> None:
+        """Takes this node's even part of the quota (`sync = "local"`); it may be 0."""
+        self.quota = even_share(self._count, members, rank)
+
+    def next_window(self, used: int, end_ns: int, now_ns: int) -> tuple[int, int]:
+        """(tokens already used, end) of the window at `now_ns`, where the last ended at `end_ns`.
+
+        Debt is paid by the windows in between and then by this one, and ties it to the last.
+        """
+        period_ns = self.period_ns
+        passed = (now_ns - end_ns) // period_ns + 1
+        used = max(0, used - self.quota * passed)
+        if self.aligned:
+            return used, now_ns + period_ns - (now_ns + self.wall_offset_ns) % period_ns
+        if used:
+            return used, end_ns + passed * period_ns
+        return 0, now_ns + period_ns
+
+    def remaining(self, entry: WindowRow, now_ns: int) -> tuple[int, int]:
+        """(whole tokens free now, nanoseconds until the window's end; 0 for an unused one)."""
+        used, end_ns = entry.used, entry.end_ns
+        if now_ns >= end_ns:
+            used, end_ns = self.next_window(used, end_ns, now_ns)
+        return max(0, self.quota - used), end_ns - now_ns if used else 0
+
+    def _new_row(self, key: bytes, now_ns: int, full: bool) -> WindowRow:
+        _, end_ns = self.next_window(0, now_ns, now_ns)
+        if full:
+            return WindowRow(self, key, end_ns, self.quota)
+        # A row made by a request that another limit refuses has not been used yet.
+        return WindowRow(self, key, end_ns if self.aligned else now_ns, 0)
+
+    def _young(self, row: WindowRow, now_ns: int) -> bool:
+        return row.used > 0 and now_ns < row.end_ns + self.period_ns
+
+    def _memory_ns(self) -> int:
+        return 2 * self.period_ns
