@@ -1,0 +1,118 @@
+"""What differs between two configurations: what a reload may not change, and what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from gateway.conf.faults import Fault
+from gateway.conf.fields import Printed, Section
+from gateway.conf.schema import Conf, Route
+from gateway.conf.secret import Secret
+
+__all__ = ["RESTART_KEYS", "cannot_change", "diff"]
+
+# The name and the mesh's address identify the member to its peers, the workers are processes, and
+# the admin socket is held by whoever asks for the reload.
+RESTART_KEYS = ("node.name", "node.workers", "mesh.bind", "admin.bind")
+
+_NOTHING = "(none)"
+_LISTS_OF_TABLES = ("listen", "client", "limit")
+# One log line says what changed; a file with a thousand new routes is summed up.
+_LINES_MAX = 200
+
+
+def cannot_change(old: Conf, new: Conf, file: str = "") -> list[Fault]:
+    """A fault for each of RESTART_KEYS that differs; `file` is the one that was read again."""
+    found = []
+    for key in RESTART_KEYS:
+        before, after = _value(old, key), _value(new, key)
+        if before != after:
+            message = f"cannot change while running ({before} -> {after}); restart to change it"
+            found.append(Fault(file, 0, key, message))
+    return found
+
+
+def diff(old: Conf, new: Conf) -> list[str]:
+    """A line for each key that differs, as "upstream.a.limit.b.rate: 100/s -> 50/s".
+
+    Limits and clients are known by name, listeners by address; secrets only by where they come
+    from. At most 200 lines and one that counts the rest.
+    """
+    before, after = dict(_flat(old, "")), dict(_flat(new, ""))
+    lines = []
+    for key in sorted({*before, *after}):
+        was, now = before.get(key), after.get(key)
+        if was != now:
+            lines.append(f"{key}: {_shown(was, now)}")
+    lines += _route_lines(old.route, new.route)
+    if len(lines) > _LINES_MAX:
+        lines = [*lines[:_LINES_MAX], f"and {len(lines) - _LINES_MAX} more changes"]
+    return lines
+
+
+def _shown(was: Any, now: Any) -> str:
+    if isinstance(was, Secret) and isinstance(now, Secret) and repr(was) == repr(now):
+        return f"{now} has a new value"
+    left = _NOTHING if was is None else was
+    right = _NOTHING if now is None else now
+    return f"{left} -> {right}"
+
+
+def _value(conf: Conf, key: str) -> Any:
+    section_name, name = key.split(".")
+    section = getattr(conf, section_name)
+    return _NOTHING if section is None else getattr(section, name)
+
+
+def _flat(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every key below a section with its value: a text, a Secret, or None."""
+    for name, field in type(section).model_fields.items():
+        if isinstance(section, Conf) and name == "route":
+            continue  # routes have no name; they are compared as a sequence
+        if name in _LISTS_OF_TABLES and not getattr(section, name):
+            continue  # what is not there has no keys
+        printed = next((item for item in field.metadata if isinstance(item, Printed)), None)
+        value = getattr(section, name)
+        if printed is not None:
+            value = printed.text(value)
+        yield from _flat_value(value, f"{prefix}{name}")
+
+
+def _flat_value(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Section):
+        yield from _flat(value, f"{key}.")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _flat_value(item, f"{key}.{name}")
+    elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+        for item in value:
+            yield from _flat(item, f"{key}.{getattr(item, 'name', None) or item.bind}.")
+    elif isinstance(value, tuple) and value and isinstance(value[0], Secret):
+        for index, item in enumerate(value):
+            yield f"{key}.{index}", item
+    elif isinstance(value, tuple) and type(value) is tuple:
+        yield key, "[" + ", ".join(map(str, value)) + "]"
+    elif isinstance(value, Secret) or value is None:
+        yield key, value
+    else:
+        yield key, str(value)
+
+
+def _route_lines(old: tuple[Route, ...], new: tuple[Route, ...]) -> Iterable[str]:
+    before, after = [_route_text(route) for route in old], [_route_text(route) for route in new]
+    if before == after:
+        return []
+    gone, come = set(before) - set(after), set(after) - set(before)
+    lines = [f"route: - {text}" for text in before if text in gone]
+    lines += [f"route: + {text}" for text in after if text in come]
+    stayed = [text for text in before if text not in gone]
+    if stayed != [text for text in after if text not in come]:
+        lines.append("route: the order changed")
+    return lines
+
+
+def _route_text(route: Route) -> str:
+    methods = ",".join(route.methods) or "any"
+    strip = f", strip {route.strip}" if route.strip is not None else ""
+    return f"{methods} {route.host or '*'}{route.path} to {route.upstream}{strip}"

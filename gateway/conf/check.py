@@ -1,0 +1,184 @@
+"""What no single key can tell: names that lead nowhere, addresses that collide, doors left open.
+
+These checks run on a `Conf` whose keys are each right by themselves, so they speak of meaning
+only. A fault stops the start (and a reload); what is merely unwise is a warning, see `advice`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path as FilePath
+
+from gateway.conf.check_routes import route_faults
+from gateway.conf.check_upstream import upstream_faults
+from gateway.conf.faults import Finding, Hints, Path
+from gateway.conf.schema import Conf, Listen, Mesh
+from gateway.conf.units import size_text
+from gateway.conf.values import Bind
+
+__all__ = ["faults"]
+
+_HEAD_BYTES_MIN = 1 << 10  # below it ordinary requests with a cookie fail
+_HEAD_BYTES_MAX = 1 << 20  # held for each connection while it comes in
+_BODY_BYTES_MAX = 16 << 20  # held for each exchange that may be retried
+_PORT_MAX = 65535
+
+
+def faults(conf: Conf, declared_upstreams: Collection[str] = ()) -> list[Finding]:
+    """All faults that span keys.
+
+    `declared_upstreams` are names that exist in the file although their own faults keep them out
+    of `conf`, so that one fault does not cause others.
+    """
+    upstreams = {*conf.upstream, *declared_upstreams}
+    found = [
+        *_listeners(conf),
+        *_sockets(conf),
+        *_clients(conf, upstreams),
+        *_forward(conf),
+        *route_faults(conf.route, upstreams),
+        *_files(conf),
+    ]
+    if conf.mesh is not None:
+        found += _mesh(conf.mesh, conf.node.workers)
+    if conf.admin is not None and conf.admin.token is None and not conf.admin.bind.is_loopback:
+        message = "is missing; it is demanded where `bind` is not loopback or a unix socket"
+        found.append(Finding(("admin", "token"), message))
+    for name, upstream in conf.upstream.items():
+        found += upstream_faults(name, upstream, conf.redis is not None)
+        if upstream.retry.body > _BODY_BYTES_MAX:
+            message = f"is more than {size_text(_BODY_BYTES_MAX)}, which each exchange may hold"
+            found.append(Finding(("upstream", name, "retry", "body"), message))
+    if (
+        conf.spool is not None
+        and conf.spool.kafka is not None
+        and "path" in conf.spool.model_fields_set
+    ):
+        found.append(Finding(("spool", "kafka"), "stands instead of `path`; leave one out"))
+    return found
+
+
+def _listeners(conf: Conf) -> Iterator[Finding]:
+    if not conf.listen:
+        yield Finding(("listen",), "is missing; at least one [[listen]] is needed")
+    for index, listen in enumerate(conf.listen):
+        if not _HEAD_BYTES_MIN <= listen.limits.head <= _HEAD_BYTES_MAX:
+            low, high = size_text(_HEAD_BYTES_MIN), size_text(_HEAD_BYTES_MAX)
+            path: Path = ("listen", index, "limits", "head")
+            yield Finding(path, f"{size_text(listen.limits.head)} is not between {low} and {high}")
+
+
+def _sockets(conf: Conf) -> Iterator[Finding]:
+    """Two sockets on one address: the second could not be opened."""
+    binds: list[tuple[Path, Bind]] = [
+        (("listen", index, "bind"), listen.bind) for index, listen in enumerate(conf.listen)
+    ]
+    if conf.admin is not None:
+        binds.append((("admin", "bind"), conf.admin.bind))
+    if conf.mesh is not None:
+        binds.append((("mesh", "bind"), conf.mesh.bind))
+    for position, (path, bind) in enumerate(binds):
+        for earlier_path, earlier in binds[:position]:
+            if _collide(bind, earlier):
+                place = ".".join(map(str, earlier_path))
+                yield Finding(path, f"{str(bind)!r} is taken by {place}, {str(earlier)!r}")
+                break
+
+
+def _collide(one: Bind, other: Bind) -> bool:
+    if one.kind != "tcp" or other.kind != "tcp":
+        return one == other
+    if one.port != other.port or one.port == 0:
+        return False
+    same_family = (":" in one.host) == (":" in other.host)
+    return one.host == other.host or (same_family and (one.is_wildcard or other.is_wildcard))
+
+
+def _mesh(mesh: Mesh, workers: int | str) -> Iterator[Finding]:
+    if mesh.bind.kind != "tcp" or mesh.bind.port == 0:
+        yield Finding(("mesh", "bind"), 'must be "HOST:PORT"; members find each other by the port')
+        return
+    if isinstance(workers, int) and mesh.bind.port + workers - 1 > _PORT_MAX:
+        yield Finding(("mesh", "bind"), f"port + workers - 1 is more than {_PORT_MAX}")
+    if mesh.bind.is_wildcard and mesh.advertise is None:
+        message = "is missing; it is demanded with a wildcard `bind`: the node's own address"
+        yield Finding(("mesh", "advertise"), message)
+    if not mesh.keys and not mesh.bind.is_loopback:
+        message = "is missing; without keys only a loopback `bind` is allowed"
+        yield Finding(("mesh", "keys"), message)
+    seen = set()
+    for index, key in enumerate(mesh.keys):
+        if key in seen:
+            yield Finding(("mesh", "keys", index), "is the same key as one before it")
+        seen.add(key)
+
+
+def _clients(conf: Conf, upstreams: Collection[str]) -> Iterator[Finding]:
+    hints = Hints(upstreams)
+    names: set[str] = set()
+    tokens = set()
+    mutual_tls = any(listen.tls and listen.tls.client_ca for listen in conf.listen)
+    for index, client in enumerate(conf.client):
+        path: Path = ("client", index)
+        if client.name == "anonymous":
+            yield Finding((*path, "name"), '"anonymous" is who no [[client]] matches')
+        elif client.name in names:
+            yield Finding((*path, "name"), f"{client.name!r} names two clients")
+        names.add(client.name)
+        if not client.source and client.token is None and client.certificate is None:
+            yield Finding(path, "needs one of `source`, `token`, `certificate` to be known by")
+        if client.token is not None:
+            if client.token in tokens:
+                yield Finding((*path, "token"), "is another client's token as well")
+            tokens.add(client.token)
+        if client.certificate is not None and not mutual_tls:
+            message = "can never be seen: no [[listen]] has tls.client_ca"
+            yield Finding((*path, "certificate"), message)
+        if "upstreams" in client.model_fields_set and not client.upstreams:
+            yield Finding((*path, "upstreams"), "is empty; leave it out to allow all")
+        for position, name in enumerate(client.upstreams):
+            if name not in upstreams:
+                message = f"there is no [upstream.{name}]{hints.text(name)}"
+                yield Finding((*path, "upstreams", position), message)
+    if not conf.access.anonymous and not conf.client:
+        yield Finding(("access", "anonymous"), "false, and no [[client]]: nobody could ask")
+
+
+def _forward(conf: Conf) -> Iterator[Finding]:
+    for index, port in enumerate(conf.forward.connect_ports):
+        if not 1 <= port <= _PORT_MAX:
+            path: Path = ("forward", "connect_ports", index)
+            yield Finding(path, f"{port} is no port; use 1 to {_PORT_MAX}")
+
+
+def _files(conf: Conf) -> Iterator[Finding]:
+    """Certificates and keys that are named must be there; what is in them is seen at the start."""
+    named: list[tuple[Path, str | None]] = []
+    for index, listen in enumerate(conf.listen):
+        named += _listen_files(listen, ("listen", index, "tls"))
+    for name, upstream in conf.upstream.items():
+        path: Path = ("upstream", name, "tls")
+        tls = upstream.tls
+        named += [((*path, "ca"), tls.ca), ((*path, "cert"), tls.cert), ((*path, "key"), tls.key)]
+    for path, file in named:
+        if file is not None and not _readable(file):
+            yield Finding(path, f"the file {file!r} does not exist or cannot be read")
+
+
+def _listen_files(listen: Listen, path: Path) -> Iterable[tuple[Path, str | None]]:
+    tls = listen.tls
+    if tls is None:
+        return ()
+    return (
+        ((*path, "cert"), tls.cert),
+        ((*path, "key"), tls.key),
+        ((*path, "client_ca"), tls.client_ca),
+    )
+
+
+def _readable(file: str) -> bool:
+    try:
+        with FilePath(file).open("rb"):
+            return FilePath(file).is_file()
+    except (OSError, ValueError):
+        return False

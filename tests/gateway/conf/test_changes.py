@@ -1,0 +1,152 @@
+"""What a reload may not change, what it says it changed, and that secrets stay hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from gateway.conf.changes import RESTART_KEYS, cannot_change, diff
+from gateway.conf.schema import Conf
+
+pytestmark = pytest.mark.usefixtures("all_available")
+
+Loaded = Callable[..., Conf]
+
+BASE = """[node]
+name = "gw-1"
+[admin]
+bind = "127.0.0.1:9901"
+token = { env = "ADMIN" }
+[mesh]
+bind = "127.0.0.1:7946"
+[upstream.stripe]
+origin = "https://api.stripe.com"
+headers.set.Authorization = { env = "AUTH" }
+[[upstream.stripe.limit]]
+name = "account"
+rate = "100/s"
+"""
+ROUTE_1 = '[[route]]\npath = "/stripe"\nupstream = "stripe"\n'
+ROUTE_2 = '[[route]]\nhost = "a"\nupstream = "stripe"\n'
+BASE += ROUTE_1 + ROUTE_2
+SECRETS = {"ADMIN": "admin-secret", "AUTH": "auth-secret"}
+
+
+def test_nothing_changed(loaded: Loaded) -> None:
+    one, two = loaded(BASE, **SECRETS), loaded(BASE, **SECRETS)
+    assert diff(one, two) == []
+    assert cannot_change(one, two) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        ('"100/s"', '"50/s"\nburst = 10', ["upstream.stripe.limit.account.rate: 100/s -> 50/s"]),
+        ("[admin]", "[log]\nlevel='debug'\n[admin]", ["log.level: info -> debug"]),
+        (
+            '"account"',
+            '"account"\nkey = ["client", "host"]',
+            [
+                "upstream.stripe.limit.account.key: [] -> [client, host]",
+            ],
+        ),
+        ("[mesh]", "[access]\nanonymous = true\n[mesh]", []),
+        (
+            '"https://api.stripe.com"',
+            '"https://api.stripe.com:444"\nwait.max = "1.5s"',
+            [
+                "upstream.stripe.origin: https://api.stripe.com -> https://api.stripe.com:444",
+                "upstream.stripe.wait.max: 2s -> 1500ms",
+            ],
+        ),
+        (
+            '"https://api.stripe.com"',
+            '"https://api.stripe.com"\nretry.body = "1MiB"',
+            [
+                "upstream.stripe.retry.body: 64KiB -> 1MiB",
+            ],
+        ),
+        (
+            '{ env = "AUTH" }',
+            '{ env = "ADMIN" }',
+            [
+                "upstream.stripe.headers.set.Authorization: <secret from env AUTH> -> "
+                "<secret from env ADMIN>",
+            ],
+        ),
+        (
+            "[mesh]",
+            '[[client]]\nname = "c"\nsource = ["::1"]\nweight = 2\n[mesh]',
+            [
+                "client.c.name: (none) -> c",
+                "client.c.priority: (none) -> 0",
+                "client.c.source: (none) -> [::1/128]",
+                "client.c.upstreams: (none) -> []",
+                "client.c.weight: (none) -> 2",
+            ],
+        ),
+        (
+            'path = "/stripe"',
+            'path = "/s"\nmethods = ["GET"]\nstrip = "/s"',
+            [
+                "route: - any */stripe to stripe",
+                "route: + GET */s to stripe, strip /s",
+            ],
+        ),
+        (ROUTE_1 + ROUTE_2, ROUTE_2 + ROUTE_1, ["route: the order changed"]),
+    ],
+)
+def test_a_change_is_one_readable_line(
+    old: str, new: str, lines: list[str], loaded: Loaded
+) -> None:
+    assert old in BASE
+    found = diff(loaded(BASE, **SECRETS), loaded(BASE.replace(old, new), **SECRETS))
+    assert found == lines
+
+
+def test_a_new_value_of_a_secret_is_said_and_not_shown(loaded: Loaded) -> None:
+    found = diff(loaded(BASE, **SECRETS), loaded(BASE, ADMIN="other", AUTH="auth-secret"))
+    assert found == ["admin.token: <secret from env ADMIN> has a new value"]
+
+
+def test_no_line_shows_a_secret(loaded: Loaded) -> None:
+    text = BASE + '[[client]]\nname = "c"\ntoken = { env = "AUTH" }\n'
+    for lines in (
+        diff(loaded(""), loaded(text, **SECRETS)),
+        diff(loaded(text, **SECRETS), loaded("")),
+    ):
+        assert "<secret from env AUTH>" in "\n".join(lines)
+        assert not any(secret in line for secret in SECRETS.values() for line in lines)
+
+
+def test_many_changes_are_summed_up(loaded: Loaded) -> None:
+    routes = "".join(f'[[route]]\npath = "/{n}"\nupstream = "stripe"\n' for n in range(300))
+    found = diff(loaded(BASE, **SECRETS), loaded(BASE + routes, **SECRETS))
+    assert len(found) == 201
+    assert found[-1] == "and 100 more changes"
+
+
+@pytest.mark.parametrize(
+    ("key", "override"),
+    [
+        ("node.name", "node.name=gw-2"),
+        ("mesh.bind", "mesh.bind=127.0.0.1:7947"),
+        ("admin.bind", "admin.bind=127.0.0.1:9902"),
+    ],
+)
+def test_what_names_a_member_cannot_change(key: str, override: str, loaded: Loaded) -> None:
+    old, new = loaded(BASE, **SECRETS), loaded(BASE, override, **SECRETS)
+    (fault,) = cannot_change(old, new, "egressd.toml")
+    assert fault.key == key
+    assert "restart" in fault.message
+    assert str(fault).startswith(f"egressd.toml: {key}: cannot change")
+
+
+def test_a_section_that_comes_or_goes_counts_as_well(loaded: Loaded) -> None:
+    base, without = loaded(BASE, **SECRETS), loaded('[node]\nname = "gw-1"')
+    assert [fault.key for fault in cannot_change(base, without)] == ["mesh.bind", "admin.bind"]
+    assert [fault.key for fault in cannot_change(without, base)] == ["mesh.bind", "admin.bind"]
+    workers = base.model_copy(update={"node": base.node.model_copy(update={"workers": 2})})
+    assert [fault.key for fault in cannot_change(base, workers)] == ["node.workers"]
+    assert set(RESTART_KEYS) == {"node.name", "node.workers", "mesh.bind", "admin.bind"}

@@ -1,0 +1,159 @@
+"""A key that cannot be obeyed is a fault that says so, at its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.conf.not_yet import NOT_YET, Row, unavailable
+from gateway.conf.schema import Conf
+
+Judged = Callable[..., list[str]]
+Loaded = Callable[..., Conf]
+
+TLS = '{ cert = "cert.pem", key = "key.pem", client_ca = "ca.pem" }'
+MUTUAL_TLS = f'listen = [{{ bind = "127.0.0.1:1", tls = {TLS} }}]\n'
+A = '[upstream.a]\norigin = "https://a"\n'
+LIMIT = A + '[[upstream.a.limit]]\nname = "l"\n'
+RATE = LIMIT + 'rate = "1/s"\n'
+CLIENT = '[[client]]\nname = "c"\n'
+REDIS = '[redis]\nurl = "redis://r"\n'
+
+# For each row, by its key and what of it is unavailable: a text, and the place of its one fault.
+# A row that goes from the table takes its case with it.
+CASES = {
+    ("node.workers", "more than one process"): ("[node]\nworkers = 2", "2: node.workers"),
+    ("listen.*.bind", '"systemd:NAME"'): (
+        'listen = [{ bind = "127.0.0.1:1" },\n{ bind = "systemd:web" }]',
+        "2: listen.1.bind",
+    ),
+    ("listen.*.proxy_protocol", ""): (
+        'listen = [{ bind = "127.0.0.1:1", proxy_protocol = ["10.0.0.0/8"] }]',
+        "1: listen.0.proxy_protocol",
+    ),
+    ("admin.bind", '"systemd:NAME"'): (
+        '[admin]\nbind = "systemd:admin"\ntoken.env = "TOKEN"',
+        "2: admin.bind",
+    ),
+    ("upstream.*.protocol", '"h2"'): (A + 'protocol = "h2"', "3: upstream.a.protocol"),
+    ("upstream.*.via", ""): (A + 'via = "http://p:1"', "3: upstream.a.via"),
+    ("upstream.*.tunnel", ""): (A + "tunnel = true", "3: upstream.a.tunnel"),
+    ("upstream.*.limit.*.sync", '"exact"'): (
+        RATE + 'sync = "exact"',
+        "6: upstream.a.limit.0.sync",
+    ),
+    ("upstream.*.limit.*.sync", '"mesh" with `in_flight`'): (
+        LIMIT + 'in_flight = 1\nsync = "mesh"',
+        "6: upstream.a.limit.0.sync",
+    ),
+    ("upstream.*.limit.*.algorithm", 'a window with sync = "mesh" (the default)'): (
+        RATE + 'algorithm = "window"',
+        "6: upstream.a.limit.0.algorithm",
+    ),
+    ("upstream.*.limit.*.cost", "{ response_header = ... }"): (
+        RATE + 'cost = { response_header = "X-Used" }',
+        "6: upstream.a.limit.0.cost",
+    ),
+    ("upstream.*.limit.*.learn", '"adopt"'): (
+        RATE + 'learn = "adopt"',
+        "6: upstream.a.limit.0.learn",
+    ),
+    ("upstream.*.wait.prefer", ""): (A + "wait.prefer = true", "3: upstream.a.wait.prefer"),
+    ("upstream.*.retry.on", ""): (A + "retry.on = [503]", "3: upstream.a.retry.on"),
+    ("upstream.*.spool", ""): (A + "[upstream.a.spool]", "3: upstream.a.spool"),
+    ("forward.allow", ""): ('[forward]\nallow = ["b:443"]', "2: forward.allow"),
+    ("client.*.certificate", ""): (
+        MUTUAL_TLS + CLIENT + 'certificate = "c.internal"',
+        "4: client.0.certificate",
+    ),
+    ("spool", ""): ("[spool]", "1: spool"),
+    ("redis", ""): (REDIS, "1: redis"),
+}
+# This one needs [redis], which is a fault of its own.
+REDIS_SYNC = ("upstream.*.limit.*.sync", '"redis"')
+
+
+@pytest.fixture(autouse=True)
+def certificates(tmp_path: Path) -> None:
+    for name in ("cert.pem", "key.pem", "ca.pem"):
+        (tmp_path / name).write_text("pem")
+
+
+def _message(row: Row) -> str:
+    what = f"{row.what} is" if row.what else "is"
+    return f"{what} not available in this version; {row.instead}"
+
+
+def _row(pattern: str, what: str) -> Row:
+    (row,) = (row for row in NOT_YET if (row.pattern, row.what) == (pattern, what))
+    return row
+
+
+def test_every_row_has_its_case_and_every_case_its_row() -> None:
+    rows = {(row.pattern, row.what) for row in NOT_YET}
+    assert len(rows) == len(NOT_YET)
+    assert rows - CASES.keys() - {REDIS_SYNC} == set(), "these rows need a case"
+    assert (CASES.keys() | {REDIS_SYNC}) - rows == set(), "take these cases out"
+
+
+@pytest.mark.parametrize(("pattern", "what"), CASES)
+def test_what_this_version_has_not_got(pattern: str, what: str, judged: Judged) -> None:
+    text, place = CASES[pattern, what]
+    assert judged(text, TOKEN="t") == [f"{place}: {_message(_row(pattern, what))}"]
+
+
+def test_a_limit_in_redis_is_refused_beside_its_store(judged: Judged) -> None:
+    assert judged(REDIS + RATE + 'sync = "redis"') == [
+        f"1: redis: {_message(_row('redis', ''))}",
+        f"8: upstream.a.limit.0.sync: {_message(_row(*REDIS_SYNC))}",
+    ]
+
+
+def test_as_many_processes_as_cores_are_more_than_one(judged: Judged) -> None:
+    assert judged('[node]\nworkers = "auto"') == [
+        "2: node.workers: more than one process is not available in this version; use 1"
+    ]
+
+
+def test_a_value_that_is_wrong_by_itself_hides_no_other(judged: Judged) -> None:
+    found = judged(MUTUAL_TLS + CLIENT + 'weight = 0\ncertificate = "c.internal"\n')
+    assert [fault.partition(": ")[0] for fault in found] == ["4", "5"]
+    assert found[1] == f"5: client.0.certificate: {_message(_row('client.*.certificate', ''))}"
+
+
+def test_every_client_and_listener_is_looked_at(judged: Judged) -> None:
+    known = CLIENT + 'source = ["::1"]\n'
+    by_name = '[[client]]\nname = "d"\ncertificate = "d.internal"\n'
+    (fault,) = judged(MUTUAL_TLS + known + by_name)
+    assert fault.startswith("7: client.1.certificate: is not available in this version; ")
+
+
+def test_what_it_has_is_no_fault(judged: Judged) -> None:
+    text = (
+        'listen = [{ bind = "127.0.0.1:1", proxy_protocol = [] }, { bind = "unix:/s" }]\n'
+        'node.workers = 1\nadmin.bind = "unix:/a"\nforward.allow = []\n'
+        '[upstream.a]\norigin = "https://a"\nprotocol = "http/1.1"\ntunnel = false\n'
+        "wait.prefer = false\nretry.on = []\nlimit = [\n"
+        '  { name = "a", rate = "1/s", sync = "mesh", learn = "observe", cost = 1 },\n'
+        '  { name = "b", rate = "1/s", sync = "local", cost = { header = "X-Cost" } },\n'
+        '  { name = "c", rate = "1/s", sync = "local", algorithm = "window", learn = "off" },\n'
+        '  { name = "d", in_flight = 1 },\n  { name = "e", in_flight = 1, sync = "local" },\n'
+        "]\n" + CLIENT + 'source = ["::1"]\n'
+    )
+    assert judged(text) == []
+
+
+@pytest.mark.usefixtures("all_available")
+@pytest.mark.parametrize("row", NOT_YET, ids=lambda row: f"{row.pattern} {row.what}")
+def test_every_row_of_the_table_names_a_key(row: Row, loaded: Loaded) -> None:
+    seen = []
+
+    def look(value: object, table: object) -> bool:
+        seen.append(value)
+        return True
+
+    conf = loaded(RATE + CLIENT + 'source = ["::1"]\n[admin]\n')
+    assert unavailable(conf, [row._replace(is_unavailable=look)])
+    assert seen
