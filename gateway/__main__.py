@@ -1,0 +1,5 @@
+"""`python -m gateway` is `egressd`."""
+
+from gateway.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""The command line: run, check, schema, demo.
+
+Exit status: 0 done, 1 the file has faults or the node cannot start, 2 wrong usage (click's own).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from importlib.metadata import version
+
+import click
+
+__all__ = ["main"]
+
+_FILE = click.Path(dir_okay=False)
+
+
+def _load(path: str, overrides: tuple[str, ...]):  # type: ignore[no-untyped-def]
+    """The conf, or exit status 1 with every fault on standard error."""
+    from gateway.conf.faults import ConfError
+    from gateway.conf.load import load
+
+    try:
+        return load(path, overrides)
+    except ConfError as error:
+        for fault in error.faults:
+            click.echo(str(fault), err=True)
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("egressd"), prog_name="egressd")
+def main() -> None:
+    """An egress gateway whose nodes keep an external API's rate limit together, without a store."""
+
+
+@main.command()
+@click.option("-c", "--conf", "path", required=True, type=_FILE, help="The configuration file.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Overrides one key of the file, e.g. --set node.name=gw-2.",
+)
+def run(path: str, overrides: tuple[str, ...]) -> None:
+    """Serve. SIGHUP reloads, SIGTERM drains, SIGUSR1 reopens the log."""
+    import uvloop
+
+    from gateway.server import ServeError, Server, configure_log, raise_file_limit
+
+    conf = _load(path, overrides)
+    configure_log(conf.log.level)
+    raise_file_limit()
+
+    async def serve() -> None:
+        await Server(conf, path, overrides).run()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
+    except ServeError as error:
+        click.echo(f"egressd: {error}", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("path", metavar="FILE", type=_FILE)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As for run.")
+@click.option("--json", "as_json", is_flag=True, help="Faults as a JSON array.")
+def check(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Judge a configuration file: every fault at once, or a short account of it."""
+    from gateway.conf.account import account, members_expected
+    from gateway.conf.advice import warnings
+    from gateway.conf.faults import ConfError
+    from gateway.conf.load import load
+
+    try:
+        conf = load(path, overrides)
+    except ConfError as error:
+        if as_json:
+            click.echo(json.dumps([fault._asdict() for fault in error.faults], indent=2))
+        else:
+            for fault in error.faults:
+                click.echo(str(fault), err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo("[]")
+        return
+    members = members_expected(conf)
+    for line in account(conf, members):
+        click.echo(line)
+    for line in warnings(conf, members):
+        click.echo(f"warning: {line}")
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    from gateway.conf.schema import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@main.command()
+@click.option("--hold", is_flag=True, help="Keep the mesh running until interrupted.")
+@click.option("--plain", is_flag=True, help="Plain lines even on a terminal.")
+def demo(hold: bool, plain: bool) -> None:
+    """Show three nodes keep one limit, and all stop on one 429 (about 30 s)."""
+    from gateway.demo.scene import main as play
+
+    sys.exit(play(hold=hold, plain=True if plain else None))

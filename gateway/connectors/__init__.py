@@ -1,0 +1,1 @@
+"""How connections are opened: cold, a task each."""

@@ -1,0 +1,232 @@
+"""Joins the data path to the mesh: limits to counters, breakers to their replicas, news to queues.
+
+`peers` knows neither upstreams nor exchanges. A breaker's name on the wire is 8 octets keyed by the
+cluster for the upstream, and for a credential its 16-octet keyed hash behind them: a node can act
+on a pause for a credential that it has not met yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from gateway.breaker.states import BreakerState, Cause, Change
+from gateway.proxy import pauses
+from peers.core.config import Config
+from peers.core.events import (
+    BreakerClosed,
+    BreakerOpened,
+    Event,
+    MemberJoined,
+    MemberLeft,
+    MemberSuspected,
+    NameConflict,
+    RowChanged,
+    TrialClaimed,
+)
+
+if TYPE_CHECKING:
+    from gateway.conf.schema import Conf
+    from gateway.conf.schema_upstream import LimitConf
+    from gateway.limits.verdict import Limit
+    from gateway.proxy.graph import Upstream, Worker
+    from peers.core.node import Node
+
+__all__ = ["MeshAdapter", "NoMesh", "node_config"]
+
+HASH_KEY_BYTES = 32
+SCOPE_BYTES = 8  # what `Node.scope_key` gives; behind it the credential's hash, if any
+
+_CAUSES = (Cause.THROTTLE, Cause.FAILURE)  # their positions are the numbers on the wire
+
+
+def node_config(conf: Conf) -> Config:
+    """What the mesh's node is told. Raises ConfigError, which `check` has ruled out."""
+    mesh = conf.mesh
+    if mesh is None:
+        raise ValueError("the conf has no [mesh]")
+    bind = (mesh.bind.host, mesh.bind.port)
+    return Config(
+        name=conf.node.name,
+        cluster=mesh.cluster,
+        bind=bind,
+        advertise=(mesh.advertise.host, mesh.advertise.port) if mesh.advertise else bind,
+        join=tuple(
+            (("dns:" if address.dns else "") + address.host, address.port) for address in mesh.join
+        ),
+        keys=tuple(key.reveal_bytes() for key in mesh.keys),
+    )
+
+
+class NoMesh:
+    """The mesh of a node that stands alone: nobody is told, everything is its own."""
+
+    alone = True
+
+    def __init__(self, hash_key: bytes) -> None:
+        self.hash_key = hash_key
+        self.on_members: Callable[[], None] = _nothing
+
+    def limit(self, identity: str, conf: LimitConf) -> Limit:
+        raise ValueError("a node that stands alone has local limits only")
+
+    def forget(self, identity: str) -> None:
+        """No mesh-wide limit is there to forget."""
+
+    def share(self) -> tuple[int, int]:
+        return 1, 0
+
+    def breaker_changed(self, upstream: Upstream, change: Change, now_ns: int) -> None:
+        """Nobody else needs to know."""
+
+    def trial_begun(
+        self, upstream: Upstream, scope: bytes, epoch: int, until_ns: int, now_ns: int
+    ) -> None:
+        """Nobody else could send it."""
+
+    def trial_at_ns(self, upstream: Upstream, change: Change, now_ns: int) -> int:
+        return change.until_ns
+
+
+class MeshAdapter:
+    """The mesh as the data path and the registry see it."""
+
+    alone = False
+
+    def __init__(self, node: Node, worker: Worker, log: Callable[..., None]) -> None:
+        self.node = node
+        self.hash_key = hashlib.blake2b(
+            node.scope_key(b"credentials"), digest_size=HASH_KEY_BYTES
+        ).digest()
+        self.on_members: Callable[[], None] = _nothing
+        self._worker = worker
+        self._log = log
+        self._scopes: dict[str, bytes] = {}
+
+    # The registry's side.
+
+    def limit(self, identity: str, conf: LimitConf) -> Limit:
+        """The mesh-wide limit of that identity, made or given the conf's figures."""
+        rate = conf.rate
+        if rate is None:
+            raise ValueError("a mesh-wide limit has a rate")
+        return self.node.limit(
+            identity,
+            name=conf.name,
+            rate_count=rate.count,
+            rate_period_ns=rate.period_ns,
+            burst=conf.burst,
+            on_partition=conf.on_partition,
+            keys_max=conf.keys_max,
+            dry_run=conf.dry_run,
+        )
+
+    def forget(self, identity: str) -> None:
+        """The conf no longer names this limit."""
+        self.node.forget_limit(identity)
+
+    def share(self) -> tuple[int, int]:
+        """(live members, this node's rank among them by name)."""
+        names = sorted(member.name for member in self.node.members() if member.live)
+        own = self.node.config.name
+        if own not in names:
+            return max(1, len(names) + 1), 0
+        return len(names), names.index(own)
+
+    # The data path's side.
+
+    def breaker_changed(self, upstream: Upstream, change: Change, now_ns: int) -> None:
+        """A breaker of this node opened or closed: all others hear it at once."""
+        scope = self._scope(upstream.name) + change.scope
+        reff = change.reff_per_s or 0.0
+        if change.state is BreakerState.CLOSED:
+            self.node.close_breaker(scope, change.epoch, now_ns, reff)
+        else:
+            cause = _CAUSES.index(change.cause)
+            self.node.open_breaker(scope, change.epoch, change.until_ns, cause, now_ns, reff)
+
+    def trial_begun(
+        self, upstream: Upstream, scope: bytes, epoch: int, until_ns: int, now_ns: int
+    ) -> None:
+        """This node sends the one trial; the others wait for what comes of it."""
+        self.node.claim_trial(self._scope(upstream.name) + scope, epoch, until_ns, now_ns)
+
+    def trial_at_ns(self, upstream: Upstream, change: Change, now_ns: int) -> int:
+        """When it is this node's turn to send the trial."""
+        scope = self._scope(upstream.name) + change.scope
+        return self.node.trial_at_ns(scope, change.epoch, change.until_ns, now_ns)
+
+    # The node's side.
+
+    def events(self, events: Iterable[Event]) -> None:
+        """What peers told and what became of members (called by the driver)."""
+        now_ns = self._worker.now_ns()
+        for event in events:
+            if isinstance(event, RowChanged):
+                self._worker.waitroom.poke(event.row)
+            elif isinstance(event, BreakerOpened):
+                cause = _CAUSES[event.cause] if event.cause < len(_CAUSES) else Cause.THROTTLE
+                self._adopt(
+                    event.scope, BreakerState.OPEN, event.epoch, cause, event.until_ns,
+                    event.reff, now_ns,
+                )  # fmt: skip
+            elif isinstance(event, BreakerClosed):
+                self._adopt(
+                    event.scope, BreakerState.CLOSED, event.epoch, Cause.THROTTLE, 0,
+                    event.reff, now_ns,
+                )  # fmt: skip
+            elif isinstance(event, TrialClaimed):
+                upstream = self._upstream(event.scope)
+                if upstream is not None:
+                    scope = event.scope[SCOPE_BYTES:]
+                    upstream.breakers.claimed(scope, event.epoch, event.until_ns)
+            else:
+                self._member_event(event)
+
+    def _adopt(
+        self,
+        scope: bytes,
+        state: BreakerState,
+        epoch: int,
+        cause: Cause,
+        until_ns: int,
+        reff: float,
+        now_ns: int,
+    ) -> None:
+        upstream = self._upstream(scope)
+        if upstream is not None:
+            change = Change(scope[SCOPE_BYTES:], epoch, state, cause, until_ns, reff or None)
+            pauses.adopt(self._worker, upstream, change, now_ns)
+
+    def _member_event(self, event: Event) -> None:
+        if isinstance(event, MemberJoined):
+            self._log("member joined", member=event.name, address=_shown(event.address))
+        elif isinstance(event, MemberSuspected):
+            self._log("member suspected", member=event.name, address=_shown(event.address))
+        elif isinstance(event, MemberLeft):
+            self._log("member gone" if event.crashed else "member left", member=event.name)
+        elif isinstance(event, NameConflict):
+            self._log("name taken", member=event.name, address=_shown(event.address))
+        self.on_members()
+
+    def _scope(self, upstream: str) -> bytes:
+        scope = self._scopes.get(upstream)
+        if scope is None:
+            scope = self._scopes[upstream] = self.node.scope_key(b"upstream", upstream.encode())
+        return scope
+
+    def _upstream(self, scope: bytes) -> Upstream | None:
+        """The upstream that a scope belongs to; peers may have others than this node."""
+        for upstream in self._worker.runtime.upstreams.values():
+            if scope[:SCOPE_BYTES] == self._scope(upstream.name):
+                return upstream
+        return None
+
+
+def _shown(address: tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}"
+
+
+def _nothing() -> None:
+    """Until the composition root says what to do."""

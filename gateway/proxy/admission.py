@@ -1,0 +1,361 @@
+"""Whether an exchange may go now: who asks, the breaker, then all limits; and what follows from it.
+
+An `Admittee` is the half of an exchange that waits; `gateway.proxy.exchange` has the half that
+moves octets. Refusals are values (`Blocked`) while waiting can help, and GatewayErrors when not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gateway.breaker.outcome import Outcome
+from gateway.breaker.signals import read_signal
+from gateway.breaker.states import GO, Cause
+from gateway.clock import SECOND
+from gateway.errors import ErrorKind, GatewayError, Phase
+from gateway.proxy import pauses
+from gateway.proxy.clients import ANONYMOUS, Client
+from gateway.proxy.keys import credential_of
+
+if TYPE_CHECKING:
+    from gateway.breaker.states import Change
+    from gateway.breaker.table import Trial
+    from gateway.h1.message import Fields, RequestHead, ResponseHead
+    from gateway.limits.policy import Refusal
+    from gateway.limits.verdict import Entry
+    from gateway.proxy.graph import Upstream, Worker
+
+__all__ = [
+    "Admittee",
+    "Blocked",
+    "answered",
+    "ask_anew",
+    "failed",
+    "first_ask",
+    "give_back",
+    "granted",
+    "may_wait",
+    "refusal_after_wait",
+    "refusal_fields",
+    "started_waiting",
+    "stopped_waiting",
+]
+
+LEASE_MIN_NS = SECOND  # a trial that is silent for less is only slow (MESH.md section 4)
+
+
+class Blocked(NamedTuple):
+    """Not now: at which row or breaker to wait, and when asking again can help."""
+
+    blocker: Any
+    wait_ns: int
+    kind: ErrorKind
+    limit: str
+    ns_per_token: int  # at the configured rate; 0 where time brings nothing (slots, pauses)
+
+
+class Admittee:
+    """What breakers, limits and queues know of an exchange."""
+
+    __slots__ = (
+        "_credential",
+        "admitted",
+        "arrival_ns",
+        "blocker",
+        "client",
+        "costs",
+        "entries",
+        "fields",
+        "head",
+        "keys",
+        "last_blocked",
+        "path",
+        "refusal",
+        "sent_epochs",
+        "source",
+        "trials",
+        "upstream",
+        "upstream_name",
+        "wait_until_ns",
+        "waited_ns",
+        "worker",
+    )
+
+    upstream: Upstream
+    fields: Fields
+    path: bytes
+    keys: tuple[bytes, ...]
+    costs: tuple[int, ...]
+    entries: tuple[Entry, ...]
+
+    def __init__(self, worker: Worker, head: RequestHead, source: str) -> None:
+        self.worker = worker
+        self.head = head
+        self.source = source
+        self.client: Client = ANONYMOUS
+        self.upstream_name = ""
+        self.arrival_ns = 0
+        self.wait_until_ns = 0
+        self.waited_ns = 0
+        self.blocker: Any = None  # where it stands; None while it does not wait
+        self.refusal: Refusal | None = None
+        self.last_blocked: Blocked | None = None
+        self.admitted = False
+        self.trials: Sequence[Trial] = ()
+        self.sent_epochs = (0, 0)
+        self._credential: bytes | None = None
+
+    def credential(self) -> bytes:
+        """The keyed hash of the credential as sent upstream; b"" where there is none."""
+        known = self._credential
+        if known is None:
+            known = self._credential = credential_of(self.fields, self.worker.hash_key)
+        return known
+
+    # The waitroom's side.
+
+    def fair_flow(self) -> str:
+        """The value that turns are fair between."""
+        return self.upstream.wait.fair_by(self).decode("latin-1")
+
+    @property
+    def cost_weight(self) -> int:
+        """What a turn of this request costs its flow, in tokens."""
+        return max(self.costs)
+
+    def try_again(self, now_ns: int) -> Blocked | None:
+        """Asks for everything once more; None: admitted and taken."""
+        return _ask(self, now_ns)
+
+
+def first_ask(exchange: Admittee, now_ns: int) -> Blocked | None:
+    """Names the client, finds the rows, and asks. Raises GatewayError where waiting cannot help."""
+    upstream = exchange.upstream
+    client = exchange.worker.runtime.clients.identify(exchange.source, exchange.head)
+    if client is None:
+        raise GatewayError(ErrorKind.CLIENT_UNKNOWN)
+    exchange.client = client
+    if client.upstreams and upstream.name not in client.upstreams:
+        raise GatewayError(ErrorKind.CLIENT_DENIED, "this client may not use this upstream")
+    upstream.counts.requests += 1
+    _find_keys(exchange)
+    exchange.wait_until_ns = now_ns + upstream.wait.max_ns
+    return _ask(exchange, now_ns)
+
+
+def ask_anew(exchange: Admittee, now_ns: int) -> Blocked | None:
+    """Asks under another Runtime than the one in which the exchange began to wait."""
+    exchange.refusal = None
+    _find_keys(exchange)
+    return _ask(exchange, now_ns)
+
+
+def may_wait(exchange: Admittee, blocked: Blocked, now_ns: int) -> GatewayError | None:
+    """None, or the refusal where the wait cannot end before the exchange's deadline."""
+    wait_ns = blocked.wait_ns + _queued_ns(blocked)
+    if now_ns + wait_ns < exchange.wait_until_ns:
+        return None
+    return _refusal(exchange, blocked, wait_ns)
+
+
+def started_waiting(exchange: Admittee) -> None:
+    """It stands in the row's queue: its demand counts there (see LimitSet)."""
+    refusal = exchange.refusal
+    if refusal is not None and exchange.blocker is refusal.entry:
+        exchange.upstream.limit_set.wait_at(refusal, exchange.costs[refusal.index])
+
+
+def stopped_waiting(exchange: Admittee) -> None:
+    """It left a queue without having been admitted there."""
+    if exchange.refusal is not None:
+        exchange.upstream.limit_set.leave(exchange.refusal)
+
+
+def refusal_after_wait(exchange: Admittee, now_ns: int) -> GatewayError:
+    """What an exchange is told whose deadline came before its turn."""
+    exchange.waited_ns = now_ns - exchange.arrival_ns
+    blocked = exchange.last_blocked
+    assert blocked is not None
+    return _refusal(exchange, blocked, blocked.wait_ns + _queued_ns(blocked))
+
+
+def granted(exchange: Admittee, now_ns: int) -> None:
+    """Everything was taken: the exchange goes."""
+    upstream = exchange.upstream
+    exchange.admitted = True
+    counts = upstream.counts
+    counts.admitted += 1
+    waited_ns = now_ns - exchange.arrival_ns
+    if exchange.last_blocked is not None:
+        exchange.waited_ns = waited_ns
+        counts.waited += 1
+        counts.wait_ns += waited_ns
+    breakers = upstream.breakers
+    credential = exchange.credential() if breakers.knows_credentials else None
+    if breakers.active:
+        lease_ns = max(LEASE_MIN_NS, 2 * counts.slow_head_ns)
+        exchange.trials = pauses.begin_trials(
+            exchange.worker, upstream, credential, lease_ns, now_ns
+        )
+    exchange.sent_epochs = breakers.epochs(credential)
+
+
+def answered(exchange: Admittee, head: ResponseHead, head_time_ns: int, now_ns: int) -> None:
+    """A response head came: is it a throttle, a failure, or did the upstream do its work?"""
+    upstream = exchange.upstream
+    counts = upstream.counts
+    status = head.status
+    counts.responses[status // 100 if status < 600 else 5] += 1
+    # A decaying maximum stands for the 99th percentile: 1 % less with each response.
+    counts.slow_head_ns = max(head_time_ns, counts.slow_head_ns - counts.slow_head_ns // 100)
+    trials, exchange.trials = exchange.trials, ()
+    worker = exchange.worker
+    breakers = upstream.breakers
+    changes: Sequence[Change]
+    if status >= 400:
+        signal = read_signal(status, head.fields, upstream.profile, worker.wall_ns())
+        if signal.pauses:
+            counts.throttled += 1
+            changes = breakers.throttled(
+                exchange.credential(),
+                exchange.sent_epochs,
+                signal.wait_ns,
+                now_ns,
+                worker.chance(),
+                trials,
+                signal.learns,
+            )
+        elif upstream.failure.of_status(status) is Outcome.FAILURE:
+            changes = breakers.failed(exchange.sent_epochs, now_ns, worker.chance(), trials)
+        else:
+            changes = breakers.succeeded(exchange.sent_epochs, now_ns, trials)
+    else:
+        changes = breakers.succeeded(exchange.sent_epochs, now_ns, trials)
+    if changes:
+        pauses.report(worker, upstream, changes, now_ns)
+
+
+def failed(exchange: Admittee, error: GatewayError, now_ns: int) -> None:
+    """The upstream could not be reached, or broke off: the breaker counts it."""
+    upstream = exchange.upstream
+    upstream.counts.failed += 1
+    trials, exchange.trials = exchange.trials, ()
+    worker = exchange.worker
+    if upstream.failure.of_error(error.kind) is Outcome.FAILURE:
+        changes = upstream.breakers.failed(exchange.sent_epochs, now_ns, worker.chance(), trials)
+        pauses.report(worker, upstream, changes, now_ns)
+    else:
+        _abandon(exchange, trials, now_ns)
+
+
+def give_back(exchange: Admittee, now_ns: int) -> None:
+    """The exchange is over: slots are free again, a trial without an answer may be tried anew."""
+    if not exchange.admitted:
+        return
+    exchange.admitted = False
+    upstream = exchange.upstream
+    upstream.limit_set.release(exchange.entries, exchange.costs, now_ns)
+    waitroom = exchange.worker.waitroom
+    for entry in exchange.entries:
+        if entry.waiting is not None:
+            waitroom.poke(entry)
+    if exchange.trials:
+        trials, exchange.trials = exchange.trials, ()
+        _abandon(exchange, trials, now_ns)
+
+
+def refusal_fields(exchange: Admittee, error: GatewayError) -> Fields:
+    """What a refusal by limits says besides Retry-After: the limits' state, and not to retry."""
+    if error.kind.status != 429 or not exchange.upstream_name:
+        return []
+    now_ns = exchange.worker.now_ns()
+    limit_set = exchange.upstream.limit_set
+    fields = limit_set.fields(limit_set.rows(exchange.keys, now_ns), now_ns)
+    if exchange.waited_ns or error.retry_after_ns is None:
+        fields.append((b"x-should-retry", b"false"))
+    return fields
+
+
+def _find_keys(exchange: Admittee) -> None:
+    upstream = exchange.upstream
+    if upstream.fixed_keys is not None:
+        exchange.keys = upstream.fixed_keys
+        exchange.costs = upstream.fixed_costs
+        return
+    uses = upstream.limit_uses
+    exchange.keys = tuple([b"" if use.key is None else use.key(exchange) for use in uses])
+    exchange.costs = tuple([1 if use.cost is None else use.cost(exchange) for use in uses])
+
+
+def _ask(exchange: Admittee, now_ns: int) -> Blocked | None:
+    upstream = exchange.upstream
+    breakers = upstream.breakers
+    if breakers.active:
+        blocked = _ask_breakers(exchange, now_ns)
+        if blocked is not None:
+            exchange.last_blocked = blocked
+            return blocked
+    limit_set = upstream.limit_set
+    entries = limit_set.rows(exchange.keys, now_ns)
+    refusal = limit_set.admit(entries, exchange.costs, now_ns, exchange.refusal)
+    if refusal is None:
+        exchange.entries = entries
+        return None
+    return _blocked_slow(exchange, refusal)
+
+
+def _blocked_slow(exchange: Admittee, refusal: Refusal) -> Blocked:
+    exchange.refusal = refusal
+    use = exchange.upstream.limit_uses[refusal.index]
+    name = use.limit.name
+    if refusal.retry_after_ns is None:
+        raise GatewayError(
+            ErrorKind.COST_OVER_BURST,
+            f"the cost {exchange.costs[refusal.index]} is over what limit {name} ever gives",
+            limit=name,
+        )
+    kind = ErrorKind.CONNECTIONS_USED_UP if use.is_connections else ErrorKind.LIMITED
+    blocked = Blocked(refusal.entry, refusal.retry_after_ns, kind, name, use.ns_per_token)
+    exchange.last_blocked = blocked
+    return blocked
+
+
+def _ask_breakers(exchange: Admittee, now_ns: int) -> Blocked | None:
+    breakers = exchange.upstream.breakers
+    credential = exchange.credential() if breakers.knows_credentials else None
+    wait_ns = breakers.ask(credential, now_ns)
+    if wait_ns <= GO:
+        return None
+    breaker = breakers.blocking(credential, now_ns)
+    if breaker is None:
+        return None
+    kind = ErrorKind.PAUSED if breaker.cause is Cause.THROTTLE else ErrorKind.BREAKER_OPEN
+    return Blocked(breaker, wait_ns, kind, "", 0)
+
+
+def _queued_ns(blocked: Blocked) -> int:
+    """How long those who wait already will keep the row busy."""
+    queue = blocked.blocker.waiting
+    return 0 if queue is None else queue.cost * blocked.ns_per_token
+
+
+def _refusal(exchange: Admittee, blocked: Blocked, wait_ns: int) -> GatewayError:
+    name = exchange.upstream_name
+    counts = exchange.upstream.counts
+    if blocked.kind in (ErrorKind.PAUSED, ErrorKind.BREAKER_OPEN):
+        counts.paused += 1
+        detail = f"upstream {name} is paused for {wait_ns / SECOND:.3f} s more"
+    else:
+        counts.refused += 1
+        detail = f"limit {blocked.limit} of upstream {name} has no room"
+    return GatewayError(
+        blocked.kind, detail, phase=Phase.QUEUE, retry_after_ns=wait_ns, limit=blocked.limit
+    )
+
+
+def _abandon(exchange: Admittee, trials: Sequence[Trial], now_ns: int) -> None:
+    if trials:
+        exchange.upstream.breakers.abandon_trials(trials, now_ns)
+        for breaker, _ in trials:
+            exchange.worker.waitroom.poke(breaker)

@@ -1,0 +1,304 @@
+"""The types of a Runtime: what a worker obeys, compiled from the conf and never the conf itself.
+
+`gateway.runtime` builds these; a reload builds new ones and swaps one reference. What outlives a
+reload (limits with their rows, breakers, pools whose way out did not change) is shared by the old
+graph and the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from gateway.clock import monotonic_ns, wall_ns
+from gateway.errors import GatewayError, Termination
+from gateway.h1.codec import Codec, HeadLimits
+from gateway.proxy.deadlines import Wheel
+from gateway.proxy.flow import READ_BYTES
+
+if TYPE_CHECKING:
+    from gateway.breaker.outcome import FailureRule
+    from gateway.breaker.providers import Profile
+    from gateway.breaker.states import Change
+    from gateway.breaker.table import BreakerTable
+    from gateway.h1.forward import FieldRules
+    from gateway.limits.policy import LimitSet
+    from gateway.limits.verdict import Limit
+    from gateway.proxy.admission import Admittee
+    from gateway.proxy.clients import ClientTable
+    from gateway.proxy.downstream import DownstreamProtocol
+    from gateway.proxy.pool import UpstreamPool
+    from gateway.proxy.waitroom import WaitRoom
+    from gateway.routes import RouteTable
+    from gateway.waiting.fair_queue import Budget
+
+__all__ = [
+    "AccessRecord",
+    "KeyPart",
+    "LimitUse",
+    "Listener",
+    "Mesh",
+    "Runtime",
+    "Timeouts",
+    "Upstream",
+    "UpstreamCounts",
+    "Wait",
+    "Worker",
+]
+
+KeyPart = Callable[["Admittee"], bytes]
+
+RING_MAX = 65_536  # access records between two drains; at 30,000 requests/s that is two seconds
+
+
+class Timeouts(NamedTuple):
+    """All in nanoseconds; 0 is none."""
+
+    response_ns: int
+    body_idle_ns: int
+    total_ns: int
+
+
+class Wait(NamedTuple):
+    """What happens to a request that no limit lets through now."""
+
+    max_ns: int
+    fair_by: KeyPart
+
+
+class LimitUse(NamedTuple):
+    """A limit as an upstream uses it."""
+
+    limit: Limit
+    key: KeyPart | None  # None: one counter serves all
+    cost: Callable[[Admittee], int] | None  # None: always 1
+    ns_per_token: int  # at the configured rate; 0 for slots
+    is_connections: bool
+    fill: Callable[[int], None] | None  # takes every row's burst away, as a pause has ended
+    scale: Callable[[float, int], None] | None  # lets it drain at a part of its rate
+
+
+class AccessRecord(NamedTuple):
+    """What the access log gets of an exchange; durations are nanoseconds."""
+
+    wall_ns: int
+    source: str
+    client: str
+    listener: str
+    upstream: str
+    method: bytes
+    host: bytes
+    target: bytes
+    status: int
+    bytes_in: int
+    bytes_out: int
+    waited_ns: int
+    connect_ns: int
+    response_ns: int
+    total_ns: int
+    attempts: int
+    termination: Termination
+    error: GatewayError | None
+
+
+class UpstreamCounts:
+    """Plain integers that the hot path counts; formatted by admin."""
+
+    __slots__ = (
+        "aborted",
+        "admitted",
+        "failed",
+        "paused",
+        "pauses",
+        "refused",
+        "requests",
+        "responses",
+        "slow_head_ns",
+        "throttled",
+        "trials",
+        "wait_ns",
+        "waited",
+    )
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.admitted = 0
+        self.waited = 0
+        self.wait_ns = 0
+        self.refused = 0
+        self.paused = 0  # requests refused because of a pause or an open breaker
+        self.pauses = 0  # pauses and openings themselves
+        self.failed = 0
+        self.aborted = 0
+        self.slow_head_ns = 0
+        self.throttled = 0
+        self.trials = 0
+        self.responses = [0] * 6  # by the first digit of the status
+
+
+class Upstream:
+    """An external API, compiled. `host_header` is None where Host is sent on as received."""
+
+    __slots__ = (
+        "breakers",
+        "counts",
+        "failure",
+        "fixed_costs",
+        "fixed_keys",
+        "host_header",
+        "limit_set",
+        "limit_uses",
+        "name",
+        "pool",
+        "profile",
+        "queue_budget",
+        "rules",
+        "timeouts",
+        "wait",
+    )
+
+    name: str
+    host_header: bytes | None
+    pool: UpstreamPool
+    limit_set: LimitSet
+    limit_uses: tuple[LimitUse, ...]
+    fixed_keys: tuple[bytes, ...] | None  # None: keys or costs differ from request to request
+    fixed_costs: tuple[int, ...]
+    queue_budget: Budget
+    wait: Wait
+    breakers: BreakerTable
+    failure: FailureRule
+    profile: Profile
+    rules: FieldRules | None
+    timeouts: Timeouts
+    counts: UpstreamCounts
+
+
+class Runtime(NamedTuple):
+    """Everything that a request may ask the configuration. `generation` counts reloads."""
+
+    generation: int
+    routes: RouteTable[Upstream]
+    by_origin: dict[tuple[bytes, bytes, int], Upstream]
+    upstreams: dict[str, Upstream]
+    clients: ClientTable
+    head_timeout_ns: int
+    idle_timeout_ns: int
+    access_log: bool
+
+
+class Mesh(Protocol):
+    """What the data path tells the other nodes; `gateway.mesh` joins it to `peers`."""
+
+    hash_key: bytes
+
+    def breaker_changed(self, upstream: Upstream, change: Change, now_ns: int) -> None: ...
+
+    def trial_begun(
+        self, upstream: Upstream, scope: bytes, epoch: int, until_ns: int, now_ns: int
+    ) -> None: ...
+
+    def trial_at_ns(self, upstream: Upstream, change: Change, now_ns: int) -> int:
+        """When this node may send the trial of an opened breaker."""
+        ...
+
+
+class Listener:
+    """A bound address: its limits, and who is connected through it."""
+
+    __slots__ = ("connections", "connections_max", "head_limits", "name")
+
+    def __init__(self, name: str, head_limits: HeadLimits, connections_max: int) -> None:
+        self.name = name
+        self.head_limits = head_limits
+        self.connections_max = connections_max
+        self.connections: set[DownstreamProtocol] = set()
+
+    def admit(self, connection: DownstreamProtocol) -> bool:
+        if len(self.connections) >= self.connections_max:
+            return False
+        self.connections.add(connection)
+        return True
+
+    def leave(self, connection: DownstreamProtocol) -> None:
+        self.connections.discard(connection)
+
+
+class Worker:
+    """What all connections of one process share."""
+
+    __slots__ = (
+        "chance",
+        "codec",
+        "counts",
+        "draining",
+        "loop",
+        "mesh",
+        "note_change",
+        "now_ns",
+        "pseudonym",
+        "read_buffer",
+        "ring",
+        "ring_dropped",
+        "runtime",
+        "via",
+        "waitroom",
+        "wall_ns",
+        "wheel",
+    )
+
+    runtime: Runtime
+    mesh: Mesh
+    waitroom: WaitRoom
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        codec: Codec,
+        pseudonym: bytes,
+        chance: Callable[[], float],
+    ) -> None:
+        self.loop = loop
+        self.codec = codec
+        self.pseudonym = pseudonym
+        self.via = b"1.1 " + pseudonym
+        self.chance = chance
+        self.now_ns = monotonic_ns
+        self.wall_ns = wall_ns
+        self.wheel = Wheel(loop)
+        self.read_buffer = memoryview(bytearray(READ_BYTES))
+        self.draining = False
+        self.note_change: Callable[[str, Change], None] = _nothing
+        self.counts: dict[str, int] = defaultdict(int)
+        self.ring: list[AccessRecord] = []
+        self.ring_dropped = 0
+
+    @property
+    def hash_key(self) -> bytes:
+        """What credentials are hashed with: the same on all nodes of a mesh."""
+        return self.mesh.hash_key
+
+    def count(self, name: str) -> None:
+        """Counts something rare under its name."""
+        self.counts[name] += 1
+
+    def refused(self, error: GatewayError, source: str, listener: str) -> None:
+        """Counts and logs a request that never became an exchange."""
+        self.counts["bad_requests_" + error.kind.name.lower()] += 1
+        if self.runtime.access_log:
+            status = error.kind.status
+            unknown = (self.wall_ns(), source, "", listener, "", b"", b"", b"", status)
+            self.record(AccessRecord(*unknown, 0, 0, 0, 0, 0, 0, 0, error.termination, error))
+
+    def record(self, access: AccessRecord) -> None:
+        """One access record for the log; dropped and counted where the ring is full."""
+        if len(self.ring) < RING_MAX:
+            self.ring.append(access)
+        else:
+            self.ring_dropped += 1
+
+
+def _nothing(upstream: str, change: Change) -> None:
+    """The default of `note_change`: nobody logs."""

@@ -1,0 +1,68 @@
+"""What follows from a breaker's change: the mesh hears it, limits lose their burst, queues move.
+
+Changes come from this node's own exchanges (`report`) and from peers (`adopt`); after both the same
+must be true here. Cold: runs per change, not per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from gateway.breaker.states import BreakerState, Change
+
+if TYPE_CHECKING:
+    from gateway.breaker.table import Trial
+    from gateway.proxy.graph import Upstream, Worker
+
+__all__ = ["adopt", "begin_trials", "climb", "report"]
+
+
+def report(worker: Worker, upstream: Upstream, changes: Iterable[Change], now_ns: int) -> None:
+    """This node's exchanges changed breakers: the mesh is told before anything else is done."""
+    for change in changes:
+        worker.mesh.breaker_changed(upstream, change, now_ns)
+        _settle(worker, upstream, change, now_ns)
+
+
+def adopt(worker: Worker, upstream: Upstream, change: Change, now_ns: int) -> None:
+    """A peer told of a change; nothing happens where ours is newer."""
+    merged = upstream.breakers.merge(change, now_ns)
+    if merged is not None:
+        _settle(worker, upstream, merged, now_ns)
+
+
+def begin_trials(
+    worker: Worker, upstream: Upstream, credential: bytes | None, lease_ns: int, now_ns: int
+) -> tuple[Trial, ...]:
+    """The request that goes now is the trial of whatever breaker asks for one."""
+    trials = upstream.breakers.begin_trials(credential, now_ns, lease_ns)
+    for breaker, epoch in trials:
+        upstream.counts.trials += 1
+        worker.mesh.trial_begun(upstream, breaker.scope, epoch, now_ns + lease_ns, now_ns)
+    return trials
+
+
+def climb(upstream: Upstream, now_ns: int) -> None:
+    """Moves the smooth limits to where the ramp is now (called on a timer while it climbs)."""
+    factor = upstream.breakers.ramp.factor(now_ns)
+    for use in upstream.limit_uses:
+        if use.scale is not None:
+            use.scale(factor, now_ns)
+
+
+def _settle(worker: Worker, upstream: Upstream, change: Change, now_ns: int) -> None:
+    breaker = upstream.breakers.get(change.scope)
+    if breaker is None:
+        return
+    if change.state is BreakerState.CLOSED:
+        # What was held back must not come as one burst (MESH.md section 4).
+        for use in upstream.limit_uses:
+            if use.fill is not None:
+                use.fill(now_ns)
+        climb(upstream, now_ns)
+    else:
+        upstream.counts.pauses += 1
+        breaker.trial_at_ns = worker.mesh.trial_at_ns(upstream, change, now_ns)
+    worker.note_change(upstream.name, change)
+    worker.waitroom.poke(breaker)

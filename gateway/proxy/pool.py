@@ -1,0 +1,165 @@
+"""The connections to one upstream: idle ones are reused last in, first out; others are dialled.
+
+How many may be in use is a limit like any other (see `Upstream.limits`): an exchange that comes
+here has its place. A dial is the pool's task: its connection goes to whoever waits first, and
+idles if by then nobody does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.clock import monotonic_ns
+from gateway.errors import ErrorKind, GatewayError, Phase
+from gateway.h1.codec import HeadLimits
+
+if TYPE_CHECKING:
+    from gateway.proxy.exchange import Exchange
+    from gateway.proxy.upstream import UpstreamProtocol
+
+__all__ = ["Dialer", "UpstreamPool"]
+
+
+class Dialer(Protocol):
+    """Opens connections to one upstream: resolve, address check, connect, TLS."""
+
+    def __call__(
+        self, make: Callable[[], UpstreamProtocol]
+    ) -> Coroutine[None, None, UpstreamProtocol]:
+        """A connected protocol made by `make`. Raises GatewayError, and nothing else."""
+        ...
+
+
+class UpstreamPool:
+    """The connections of one upstream on one worker."""
+
+    __slots__ = (
+        "_all",
+        "_dial",
+        "_dials",
+        "_idle",
+        "_make",
+        "_waiting",
+        "closed",
+        "dials",
+        "head_limits",
+        "idle_timeout_ns",
+        "reuses",
+    )
+
+    def __init__(
+        self,
+        dial: Dialer,
+        make: Callable[[UpstreamPool], UpstreamProtocol],
+        *,
+        idle_timeout_ns: int,
+        head_limits: HeadLimits,
+    ) -> None:
+        self._dial = dial
+        self._make = make
+        self.idle_timeout_ns = idle_timeout_ns
+        self.head_limits = head_limits
+        self._idle: list[UpstreamProtocol] = []
+        self._all: set[UpstreamProtocol] = set()
+        self._waiting: deque[Exchange] = deque()
+        self._dials: set[asyncio.Task[None]] = set()
+        self.closed = False
+        self.dials = 0
+        self.reuses = 0
+
+    @property
+    def idle_count(self) -> int:
+        return len(self._idle)
+
+    @property
+    def open_count(self) -> int:
+        return len(self._all)
+
+    @property
+    def dialling_count(self) -> int:
+        return len(self._dials)
+
+    def take(self, exchange: Exchange) -> None:
+        """Gives the exchange a connection, now or later, through `connected` or `upstream_failed`.
+
+        `exchange.wants_fresh` asks for a new one: the retry after a stale connection must leave
+        the pool.
+        """
+        idle = self._idle
+        while idle and not exchange.wants_fresh:
+            connection = idle.pop()
+            if not connection.lost_already and not connection.transport.is_closing():
+                connection.deadline_ns = 0
+                self.reuses += 1
+                exchange.connected(connection)
+                return
+        self._waiting.append(exchange)
+        task = asyncio.get_running_loop().create_task(self._dial_one())
+        self._dials.add(task)
+        task.add_done_callback(self._dials.discard)
+
+    def leave(self, exchange: Exchange) -> None:
+        """The exchange no longer wants the connection it asked for."""
+        if exchange in self._waiting:
+            self._waiting.remove(exchange)
+
+    def give(self, connection: UpstreamProtocol) -> None:
+        """A connection whose exchange is over: to the first waiter, or idle."""
+        for waiter in self._waiting:
+            if connection.fresh or not waiter.wants_fresh:
+                self._waiting.remove(waiter)
+                waiter.connected(connection)
+                return
+        if self.closed:
+            connection.close()
+            return
+        connection.deadline_ns = monotonic_ns() + self.idle_timeout_ns
+        self._idle.append(connection)
+
+    def forget(self, connection: UpstreamProtocol) -> None:
+        """A connection is gone."""
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """No more reuse: idle connections close now, busy ones after their exchange."""
+        self.closed = True
+        for connection in list(self._idle):
+            connection.close()
+        self._idle.clear()
+
+    async def abort(self) -> None:
+        """Ends everything now (the worker stops)."""
+        self.close()
+        for task in list(self._dials):
+            task.cancel()
+        await asyncio.gather(*self._dials, return_exceptions=True)
+        for connection in list(self._all):
+            connection.abort()
+
+    async def _dial_one(self) -> None:
+        self.dials += 1
+        try:
+            connection = await self._dial(lambda: self._make(self))
+        except GatewayError as error:
+            self._failed(error)
+        except Exception as error:
+            # The dialer promises GatewayError only; a fault of ours must not strand the waiter.
+            self._failed(GatewayError(ErrorKind.INTERNAL, repr(error), phase=Phase.CONNECT))
+            raise
+        else:
+            if not connection.lost_already:
+                self._all.add(connection)
+                self.give(connection)
+            else:
+                self._failed(
+                    GatewayError(ErrorKind.UPSTREAM_CLOSED, "closed at once", phase=Phase.CONNECT)
+                )
+
+    def _failed(self, error: GatewayError) -> None:
+        if self._waiting:
+            self._waiting.popleft().upstream_failed(error)

@@ -1,0 +1,175 @@
+"""A connection to an upstream: it carries one exchange at a time and idles in its pool between."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.errors import ErrorKind, GatewayError, Phase
+from gateway.h1 import encode
+from gateway.h1.codec import BadMessage
+from gateway.h1.forward import forward_trailers
+from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
+from gateway.proxy.flow import PAUSE_PEER
+from gateway.proxy.relay import Relay
+
+if TYPE_CHECKING:
+    from gateway.proxy.exchange import Exchange
+    from gateway.proxy.graph import Worker
+    from gateway.proxy.pool import UpstreamPool
+
+__all__ = ["UpstreamProtocol"]
+
+
+class UpstreamProtocol(Relay):
+    """Writes requests, decodes responses, and tells the exchange.
+
+    `fresh` is true until the first response: a reused connection that closes before answering is
+    the stale-connection race, not the upstream's failure (RFC 9110 section 9.2.2).
+    """
+
+    __slots__ = ("_chunked", "_decoder", "_done", "_response_begun", "exchange", "fresh", "pool")
+
+    def __init__(self, worker: Worker, pool: UpstreamPool) -> None:
+        super().__init__(worker)
+        self.pool = pool
+        self.exchange: Exchange | None = None
+        self.fresh = True
+        self._response_begun = False
+        self._done = False
+        self._chunked = False
+        self._decoder = worker.codec.response_decoder(self, pool.head_limits)
+
+    # The exchange's side.
+
+    def begin(
+        self, exchange: Exchange, method: bytes, target: bytes, fields: Fields, framing: Framing
+    ) -> None:
+        """Takes an exchange on: its request's head goes out with the next `flush`."""
+        self.exchange = exchange
+        self._response_begun = False
+        self._chunked = framing is Framing.CHUNKED
+        self._decoder.expect(method)
+        self.out.append(encode.request(method, target, fields, framing))
+
+    def send_body(self, data: bytes) -> None:
+        """A piece of the request's body, not yet framed."""
+        if self._chunked:
+            self.out += encode.chunk(data)
+        else:
+            self.out.append(data)
+
+    def send_end(self, trailers: Fields) -> None:
+        """The request is complete."""
+        if self._chunked:
+            self.out.append(encode.last_chunk(forward_trailers(trailers)))
+
+    def end(self) -> None:
+        """The exchange is over and its response complete.
+
+        Said from inside the decoder, so what follows (idling, or the next exchange's request) waits
+        until the decoder has returned.
+        """
+        self.exchange = None
+        self.deadline_ns = 0
+        self._done = True
+
+    def drop(self) -> None:
+        """The exchange was broken off: what comes now belongs to nobody."""
+        self.exchange = None
+        self.deadline_ns = 0
+        self.abort()
+
+    @property
+    def response_begun(self) -> bool:
+        """Whether any octet of a response to the current request has come."""
+        return self._response_begun
+
+    # The decoder's side.
+
+    def head_received(self, head: RequestHead | ResponseHead) -> None:
+        if self.exchange is not None:
+            assert isinstance(head, ResponseHead)
+            self.exchange.response_head(head)
+
+    def body_received(self, data: bytes) -> None:
+        if self.exchange is not None:
+            self.exchange.response_body(data)
+
+    def message_complete(self, trailers: Fields) -> None:
+        if self.exchange is not None:
+            self.exchange.response_end(trailers)
+
+    # The relay's side.
+
+    def received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            # Octets on an idle connection answer nothing that was asked (RFC 9112 section 9.2).
+            self.worker.count("upstream_unsolicited")
+            self.abort()
+            return
+        self._response_begun = True
+        try:
+            self._decoder.feed(data)
+        except BadMessage as bad:
+            self._bad(bad)
+            return
+        exchange.downstream.flush()
+        if self._done:
+            self._rest()
+
+    def ended(self) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            return  # an idle connection closed by the upstream: eof_received closes it
+        try:
+            self._decoder.eof()
+        except BadMessage as bad:
+            self._bad(bad)
+            return
+        if self.exchange is not None:
+            self._closed("closed without a response")
+        exchange.downstream.flush()
+        self._done = False  # the transport closes by itself after this
+
+    def lost(self) -> None:
+        self.pool.forget(self)
+        if self.exchange is not None:
+            self._closed("connection reset")
+
+    def writable(self, yes: bool) -> None:
+        if self.exchange is not None:
+            self.exchange.upstream_writable(yes)
+
+    def expired(self, now_ns: int) -> None:
+        if self.exchange is not None:
+            self.exchange.upstream_silent(now_ns)
+        else:
+            self.close()
+
+    def peer_left(self) -> None:
+        # What the upstream sent before its FIN is still to be read; the client's pace decides when.
+        self.watching = False
+
+    def _rest(self) -> None:
+        self._done = False
+        self.fresh = False
+        self.resume_reading(PAUSE_PEER)
+        if self._decoder.reusable and not self.lost_already and not self.transport.is_closing():
+            self.pool.give(self)
+        else:
+            self.close()
+
+    def _bad(self, bad: BadMessage) -> None:
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.upstream_failed(GatewayError(bad.kind, str(bad), phase=Phase.HEAD))
+        else:
+            self.abort()
+
+    def _closed(self, detail: str) -> None:
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.upstream_failed(
+                GatewayError(ErrorKind.UPSTREAM_CLOSED, detail, phase=Phase.HEAD)
+            )

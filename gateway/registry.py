@@ -1,0 +1,194 @@
+"""What outlives a reload: limits with their rows, breakers, pools and counts, by identity.
+
+A limit's identity is upstream, name, key parts and algorithm (and the period of a window): a new
+rate for the same identity is a new slope for the same counters. What the new conf no longer names
+is let go, so that its rows do not stay for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gateway.clock import SECOND, monotonic_ns, wall_ns
+from gateway.conf.schema_upstream import LimitConf
+from gateway.limits.gcra import Gcra
+from gateway.limits.inflight import Inflight
+from gateway.limits.settled import Settled
+from gateway.limits.window import Window
+from peers.core.counters import MeshLimit
+
+if TYPE_CHECKING:
+    from gateway.limits.verdict import Limit
+    from gateway.proxy.graph import UpstreamCounts
+    from gateway.proxy.pool import UpstreamPool
+
+__all__ = ["MeshLimits", "Registry", "limit_identity"]
+
+TOLD_SECONDS_MAX = 3600  # the largest cost believed of a response: an hour of the rate
+
+
+class MeshLimits(Protocol):
+    """Where mesh-wide limits come from; None of them where the node stands alone."""
+
+    alone: bool
+
+    def limit(self, identity: str, conf: LimitConf) -> Limit: ...
+
+    def forget(self, identity: str) -> None: ...
+
+    def share(self) -> tuple[int, int]:
+        """(live members, this node's rank among them), for limits that are split evenly."""
+        ...
+
+
+def limit_identity(upstream: str, conf: LimitConf) -> str:
+    """The name under which a limit's counters live on, here and on the other nodes."""
+    kind = "in_flight" if conf.in_flight is not None else conf.algorithm
+    parts = [upstream, conf.name, ",".join(str(part) for part in conf.key), kind]
+    if kind == "window" and conf.rate is not None:
+        parts.append(str(conf.rate.period_ns))
+    return "\0".join(parts)
+
+
+Fill = Callable[[int], None]
+Scale = Callable[[float, int], None]
+
+
+def levers(limit: Limit) -> tuple[Fill | None, Scale | None]:
+    """How a pause's end acts on a limit: takes its burst away, scales its rate; None: it has none.
+
+    Windows and slots have neither: their quota is not a rate that could climb.
+    """
+    while isinstance(limit, Settled):
+        limit = limit.inner
+    if isinstance(limit, Gcra):
+        return limit.fill, limit.scale
+    if isinstance(limit, MeshLimit):
+        mesh_limit = limit
+
+        def fill(now_ns: int) -> None:
+            for row in mesh_limit.rows():
+                row.fill(now_ns)
+
+        def scale(factor: float, now_ns: int) -> None:
+            mesh_limit.set_rate_factor(factor)
+
+        return fill, scale
+    return None, None
+
+
+class Registry:
+    """All of a worker's lasting objects."""
+
+    def __init__(self, mesh: MeshLimits) -> None:
+        self._mesh = mesh
+        self._limits: dict[str, Limit] = {}
+        self._split: dict[str, Gcra | Window | Inflight] = {}
+        self.connections: dict[str, Inflight] = {}
+        self.breakers: dict[str, Any] = {}
+        self.counts: dict[str, UpstreamCounts] = {}
+        self.pools: dict[tuple[Any, ...], UpstreamPool] = {}
+
+    def limit(self, upstream: str, conf: LimitConf) -> Limit:
+        """The limit of that identity with the conf's figures, made if there is none."""
+        identity = limit_identity(upstream, conf)
+        shared = conf.sync == "mesh" and conf.rate is not None and conf.algorithm == "smooth"
+        if shared and not self._mesh.alone:
+            self._split.pop(identity, None)
+            limit = self._mesh.limit(identity, conf)
+        else:
+            limit = self._local(identity, conf)
+        if conf.cost.kind == "response_header" and conf.rate is not None:
+            limit = self._settled(identity, limit, conf)
+        limit.dry_run = conf.dry_run
+        self._limits[identity] = limit
+        return limit
+
+    def slots(self, upstream: str, count: int) -> Inflight:
+        """The in-flight limit that stands for an upstream's connections."""
+        limit = self.connections.get(upstream)
+        if limit is None:
+            limit = self.connections[upstream] = Inflight("connections", count)
+        limit.configure(count)
+        return limit
+
+    def resplit(self) -> None:
+        """The membership changed: limits that are split evenly take their new part."""
+        for limit in self._split.values():
+            self._split_one(limit)
+
+    def keep_only(self, identities: Iterable[str], upstreams: Iterable[str]) -> None:
+        """Lets go of what no conf names any more."""
+        kept = set(identities)
+        for identity in [name for name in self._limits if name not in kept]:
+            del self._limits[identity]
+            self._split.pop(identity, None)
+            self._mesh.forget(identity)
+        named = set(upstreams)
+        for book in (self.connections, self.breakers, self.counts):
+            for name in [name for name in book if name not in named]:
+                del book[name]
+
+    def pool(self, way_out: tuple[Any, ...], make: Callable[[], UpstreamPool]) -> UpstreamPool:
+        """The pool for that way out (address, TLS, timeouts), kept over reloads."""
+        pool = self.pools.get(way_out)
+        if pool is None:
+            pool = self.pools[way_out] = make()
+        return pool
+
+    def close_pools_but(self, kept: set[tuple[Any, ...]]) -> None:
+        """Pools that no upstream uses any more close when their exchanges are over."""
+        for way_out in [way for way in self.pools if way not in kept]:
+            self.pools.pop(way_out).close()
+
+    def _local(self, identity: str, conf: LimitConf) -> Gcra | Window | Inflight:
+        limit = self._split.get(identity)
+        now_ns = monotonic_ns()
+        if conf.in_flight is not None:
+            if not isinstance(limit, Inflight):
+                limit = Inflight(conf.name, conf.in_flight, keys_max=conf.keys_max)
+            limit.configure(conf.in_flight)
+        elif conf.algorithm == "window":
+            assert conf.rate is not None
+            if not isinstance(limit, Window):
+                limit = Window(
+                    conf.name,
+                    conf.rate.count,
+                    conf.rate.period_ns,
+                    aligned=conf.align == "clock",
+                    wall_offset_ns=wall_ns() - now_ns,
+                    keys_max=conf.keys_max,
+                )
+            limit.configure(conf.rate.count)
+        else:
+            assert conf.rate is not None
+            count, period_ns = conf.rate
+            if not isinstance(limit, Gcra):
+                limit = Gcra(
+                    conf.name, count, period_ns, conf.burst, keys_max=conf.keys_max, now_ns=now_ns
+                )
+            limit.configure(count, period_ns, conf.burst, now_ns)
+        limit.keys_max = conf.keys_max
+        self._split[identity] = limit
+        self._split_one(limit)
+        return limit
+
+    def _split_one(self, limit: Gcra | Window | Inflight) -> None:
+        members, rank = self._mesh.share()
+        if isinstance(limit, Gcra):
+            limit.split(members, rank, monotonic_ns())
+        else:
+            limit.split(members, rank)
+
+    def _settled(self, identity: str, inner: Limit, conf: LimitConf) -> Settled:
+        assert conf.rate is not None
+        most = conf.burst if conf.algorithm == "smooth" else conf.rate.count
+        told_max = max(1, conf.rate.count * TOLD_SECONDS_MAX * SECOND // conf.rate.period_ns)
+        known = self._limits.get(identity)
+        if not isinstance(known, Settled):
+            return Settled(inner, most, told_max, conf.keys_max)
+        known.inner = inner
+        known.reserve_max = most
+        known.told_max = told_max
+        return known

@@ -1,0 +1,287 @@
+"""Conf -> Runtime: builds the graph that the data path obeys, and carries state over a reload.
+
+A reload has two steps. `prepare` makes everything that can fail (certificates are read, contexts
+built) and touches nothing in use. `commit` cannot fail: limits take their new figures and keep
+their rows, pools whose way out is unchanged keep their connections, and the caller swaps one
+reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from gateway.breaker.outcome import FailureRule
+from gateway.breaker.providers import profile
+from gateway.breaker.states import BreakerPolicy
+from gateway.breaker.table import BreakerTable
+from gateway.clock import SECOND
+from gateway.conf.schema import Client as ClientConf
+from gateway.conf.schema import Conf
+from gateway.conf.schema import Route as RouteConf
+from gateway.conf.schema_upstream import Headers, LimitConf
+from gateway.conf.schema_upstream import Upstream as UpstreamConf
+from gateway.conf.secret import Secret
+from gateway.connectors.dial import DialPlan, TcpDialer, TlsPlan, client_context
+from gateway.h1.codec import HeadLimits
+from gateway.h1.forward import FieldRules
+from gateway.limits.policy import LimitSet, Rule
+from gateway.limits.verdict import Limit
+from gateway.proxy.clients import Client, ClientRule, ClientTable
+from gateway.proxy.graph import LimitUse, Runtime, Timeouts, Upstream, UpstreamCounts, Wait, Worker
+from gateway.proxy.keys import compile_cost, compile_key
+from gateway.proxy.pool import UpstreamPool
+from gateway.proxy.upstream import UpstreamProtocol
+from gateway.registry import MeshLimits, Registry, levers, limit_identity
+from gateway.routes import Route, RouteTable
+from gateway.waiting.fair_queue import Budget
+
+__all__ = ["Assembly", "Plan"]
+
+RESPONSE_LIMITS = HeadLimits(head_bytes_max=64 * 1024, fields_max=200)  # an API's, not a client's
+
+
+class Plan(NamedTuple):
+    """A conf with everything made that could have failed."""
+
+    conf: Conf
+    ways_out: dict[str, tuple[tuple[Any, ...], DialPlan]]
+
+
+class Assembly:
+    """Builds Runtimes for one worker."""
+
+    def __init__(self, worker: Worker, mesh: MeshLimits) -> None:
+        self._worker = worker
+        self.registry = Registry(mesh)
+        self._generation = 0
+
+    def build(self, conf: Conf) -> Runtime:
+        """The first Runtime. Raises OSError or ssl.SSLError as `prepare` does."""
+        return self.commit(self.prepare(conf))
+
+    def prepare(self, conf: Conf) -> Plan:
+        """Reads and makes what can fail. Raises OSError (ssl.SSLError is one)."""
+        ways_out = {}
+        for name, upstream in conf.upstream.items():
+            try:
+                ways_out[name] = _way_out(upstream)
+            except OSError as error:
+                raise OSError(f"upstream.{name}.tls: {error}") from error
+        return Plan(conf, ways_out)
+
+    def commit(self, plan: Plan) -> Runtime:
+        """The Runtime of a plan; limits and pools have its figures from now on."""
+        conf = plan.conf
+        upstreams = {name: self._upstream(name, plan) for name in conf.upstream}
+        self.registry.keep_only(
+            [
+                limit_identity(name, limit)
+                for name, upstream in conf.upstream.items()
+                for limit in upstream.limit
+            ],
+            conf.upstream,
+        )
+        self.registry.close_pools_but({way for way, _ in plan.ways_out.values()})
+        self._generation += 1
+        timeouts = [upstream.timeout for upstream in conf.upstream.values()]
+        return Runtime(
+            generation=self._generation,
+            routes=RouteTable([_route(route, upstreams) for route in conf.route]),
+            by_origin={
+                (
+                    upstream.origin.scheme.encode(),
+                    _bracketed(upstream.origin.host),
+                    upstream.origin.port,
+                ): upstreams[name]
+                for name, upstream in reversed(conf.upstream.items())
+            },
+            upstreams=upstreams,
+            clients=ClientTable(
+                [_client(client) for client in conf.client], anonymous=conf.access.anonymous
+            ),
+            # Before its head is whole a request has no upstream: the most patient one decides.
+            head_timeout_ns=max((timeout.head for timeout in timeouts), default=10 * SECOND),
+            idle_timeout_ns=max((timeout.idle for timeout in timeouts), default=55 * SECOND),
+            access_log=conf.log.access != "off",
+        )
+
+    def rejoin_held(self) -> None:
+        """Requests that wait go on under the worker's Runtime of now, deadlines unchanged."""
+        worker = self._worker
+        now_ns = worker.now_ns()
+        for exchange in worker.waitroom.exchanges():
+            worker.waitroom.leave(exchange)
+            exchange.rejoin(worker.runtime.upstreams.get(exchange.upstream_name), now_ns)
+
+    async def abort(self) -> None:
+        """Ends all upstream connections."""
+        for pool in list(self.registry.pools.values()):
+            await pool.abort()
+
+    def _upstream(self, name: str, plan: Plan) -> Upstream:
+        conf = plan.conf.upstream[name]
+        registry = self.registry
+        way, dial_plan = plan.ways_out[name]
+        upstream = Upstream()
+        upstream.name = name
+        upstream.host_header = _host_header(conf)
+        upstream.pool = registry.pool(way, lambda: self._pool(conf, dial_plan))
+        uses = [self._use(name, limit) for limit in conf.limit]
+        slots = registry.slots(name, conf.connections)
+        uses.append(LimitUse(slots, None, None, 0, True, None, None))
+        upstream.limit_uses = tuple(uses)
+        rules = [_rule(use.limit, limit) for use, limit in zip(uses, conf.limit, strict=False)]
+        upstream.limit_set = LimitSet([*rules, Rule(slots, conf.connections, 0, in_flight=True)])
+        plain = all(use.key is None and use.cost is None for use in uses)
+        upstream.fixed_keys = (b"",) * len(uses) if plain else None
+        upstream.fixed_costs = (1,) * len(uses)
+        upstream.queue_budget = Budget(conf.wait.queue)
+        fair_by = compile_key([str(conf.wait.fair_by)])
+        assert fair_by is not None
+        upstream.wait = Wait(conf.wait.max, fair_by)
+        upstream.breakers = self._breakers(name, conf)
+        upstream.failure = FailureRule(conf.breaker.failure)
+        provider = conf.provider
+        upstream.profile = profile(
+            provider.name,
+            conf.origin.host,
+            retry_after_unit=provider.retry_after_unit,
+            reset_unit=provider.reset_unit,
+            preempt=provider.preempt,
+            time_zone=ZoneInfo(provider.time_zone),
+            pause_max_ns=conf.breaker.pause_max,
+            throttle_statuses=frozenset(conf.breaker.throttle),
+        )
+        upstream.rules = _field_rules(conf.headers)
+        timeout = conf.timeout
+        upstream.timeouts = Timeouts(timeout.response, timeout.body_idle, timeout.total)
+        upstream.counts = registry.counts.setdefault(name, UpstreamCounts())
+        return upstream
+
+    def _use(self, upstream: str, conf: LimitConf) -> LimitUse:
+        limit = self.registry.limit(upstream, conf)
+        cost = compile_cost(conf.cost.kind, conf.cost.tokens, conf.cost.header)
+        ns_per_token = conf.rate.period_ns // conf.rate.count if conf.rate else 0
+        fill, scale = levers(limit)
+        key = compile_key([str(part) for part in conf.key])
+        return LimitUse(limit, key, cost, ns_per_token, False, fill, scale)
+
+    def _breakers(self, name: str, conf: UpstreamConf) -> BreakerTable:
+        figures = conf.breaker
+        policy = BreakerPolicy(
+            open_ns=figures.open,
+            open_max_ns=figures.open_max,
+            pause_max_ns=figures.pause_max,
+            failure_ratio=figures.failure_ratio,
+            failure_min=figures.failure_min,
+            window_ns=figures.window,
+            ramp_ns=figures.ramp,
+            by_credential=figures.scope == "credential",
+        )
+        rates = [
+            limit.rate.count * SECOND / limit.rate.period_ns
+            for limit in conf.limit
+            if limit.rate is not None and limit.algorithm == "smooth"
+        ]
+        full_per_s = max(rates, default=0.0)
+        now_ns = self._worker.now_ns()
+        table = self.registry.breakers.get(name)
+        if table is None:
+            table = self.registry.breakers[name] = BreakerTable(policy, now_ns, full_per_s)
+        else:
+            table.configure(policy, full_per_s, now_ns)
+        return table
+
+    def _pool(self, conf: UpstreamConf, plan: DialPlan) -> UpstreamPool:
+        worker = self._worker
+        return UpstreamPool(
+            TcpDialer(plan),
+            lambda pool: UpstreamProtocol(worker, pool),
+            idle_timeout_ns=conf.timeout.idle,
+            head_limits=RESPONSE_LIMITS,
+        )
+
+
+def _way_out(conf: UpstreamConf) -> tuple[tuple[Any, ...], DialPlan]:
+    """(what identifies the way, how to dial it); files count by content, so a renewed one does."""
+    origin = conf.origin
+    tls: TlsPlan | None = None
+    if origin.scheme == "https":
+        files = conf.tls
+        tls = TlsPlan(
+            client_context(files.ca, files.cert, files.key, files.verify),
+            conf.host if conf.host not in ("origin", "client") else origin.host,
+        )
+    timeout = conf.timeout
+    way = (
+        origin,
+        conf.addresses,
+        conf.host if tls else "",
+        conf.tls.verify,
+        timeout.connect,
+        timeout.tls,
+        timeout.idle,
+        *(_digest(path) for path in (conf.tls.ca, conf.tls.cert, conf.tls.key)),
+    )
+    addresses = tuple((address.host, address.port) for address in conf.addresses)
+    plan = DialPlan(origin.host, origin.port, addresses, tls, timeout.connect, timeout.tls)
+    return way, plan
+
+
+def _host_header(conf: UpstreamConf) -> bytes | None:
+    if conf.host == "client":
+        return None
+    return (conf.origin.authority if conf.host == "origin" else conf.host).encode()
+
+
+def _bracketed(host: str) -> bytes:
+    """A host as a request target spells it (RFC 3986 section 3.2.2)."""
+    return f"[{host}]".encode() if ":" in host else host.encode()
+
+
+def _digest(path: str | None) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest() if path else b""
+
+
+def _rule(limit: Limit, conf: LimitConf) -> Rule:
+    if conf.rate is None:
+        return Rule(limit, conf.in_flight or 0, 0, in_flight=True)
+    return Rule(limit, conf.rate.count, conf.rate.period_ns)
+
+
+def _route(conf: RouteConf, upstreams: dict[str, Upstream]) -> Route[Upstream]:
+    return Route(
+        (conf.host or "").encode(),
+        conf.path.encode().rstrip(b"/"),
+        frozenset(method.encode() for method in conf.methods),
+        (conf.strip or "").encode().rstrip(b"/"),
+        upstreams[conf.upstream],
+    )
+
+
+def _client(conf: ClientConf) -> ClientRule:
+    return ClientRule(
+        Client(conf.name, conf.weight, conf.priority, frozenset(conf.upstreams)),
+        conf.source,
+        conf.token.reveal().encode() if conf.token is not None else b"",
+    )
+
+
+def _field_rules(conf: Headers) -> FieldRules | None:
+    if not (conf.set or conf.add or conf.remove):
+        return None
+
+    def fields(table: dict[str, str | Secret]) -> tuple[tuple[bytes, bytes], ...]:
+        return tuple(
+            (
+                name.encode("latin-1"),
+                (value.reveal() if isinstance(value, Secret) else value).encode("latin-1"),
+            )
+            for name, value in table.items()
+        )
+
+    remove = frozenset(name.lower().encode("latin-1") for name in conf.remove)
+    return FieldRules(fields(conf.set), fields(conf.add), remove)

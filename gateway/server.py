@@ -1,0 +1,292 @@
+"""The composition root of a worker: sockets, signals, reload, drain.
+
+Everything that has a life of its own is started here and stopped here, in the reverse order. A
+signal only sets an event; what it asks for happens in `run`, between two events of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import sys
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import structlog
+
+from gateway.accesslog import AccessLog
+from gateway.breaker.states import BreakerState, Cause, Change
+from gateway.clock import MS, monotonic_ns, wall_ns
+from gateway.conf.changes import cannot_change, diff
+from gateway.conf.faults import ConfError
+from gateway.conf.load import load
+from gateway.conf.schema import Conf
+from gateway.h1.codec import load_codec
+from gateway.listening import Listeners, bind_socket, server_context
+from gateway.mesh import MeshAdapter, NoMesh, node_config
+from gateway.proxy import pauses
+from gateway.proxy.graph import Worker
+from gateway.proxy.waitroom import WaitRoom
+from gateway.runtime import Assembly
+from peers.core.node import Node
+from peers.driver import MeshDriver
+
+__all__ = ["ServeError", "Server", "configure_log", "raise_file_limit"]
+
+DRAIN_LOOK_SECONDS = 0.02
+TICK_SECONDS = 0.25  # a ramp that grows 2 % a second moves by half a percent
+PSEUDONYM_PREFIX = "egressd-"
+
+
+def _nothing() -> None:
+    """The default of `on_ready`."""
+
+
+class ServeError(Exception):
+    """The node cannot start: an address is taken, a file is not readable. The text says which."""
+
+
+def configure_log(level: str) -> None:
+    """Process log: one JSON object a line on standard error."""
+    import logging
+
+    def in_order(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        """When, how grave and what come first in a line; the facts follow."""
+        first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+        return {**first, **event}
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            in_order,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def raise_file_limit() -> int:
+    """Raises the soft limit of open files to the hard one; returns it."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+class Server:
+    """One worker from start to stop."""
+
+    def __init__(self, conf: Conf, path: str, overrides: Sequence[str] = ()) -> None:
+        self.conf = conf
+        self.path = path
+        self.overrides = tuple(overrides)
+        self.log = structlog.get_logger()
+        self.reloads = 0
+        self.reload_success = True
+        self.ready = False
+        self.on_ready: Callable[[], None] = _nothing
+        self.started_ns = monotonic_ns()
+        self._ticking: asyncio.TimerHandle
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._stops = 0
+        loop = asyncio.get_running_loop()
+        chance = random.SystemRandom()
+        self.worker = Worker(
+            loop,
+            load_codec(conf.node.codec),
+            (PSEUDONYM_PREFIX + conf.node.name).encode(),
+            random.Random(chance.getrandbits(64)).random,  # noqa: S311 jitter, not secrets
+        )
+        self.listeners = Listeners(self.worker)
+        self.worker.waitroom = WaitRoom(self.worker)
+        self.worker.note_change = self._log_change
+        self.driver: MeshDriver | None = None
+        self.mesh: MeshAdapter | NoMesh
+        if conf.mesh is None:
+            self.mesh = NoMesh(random.SystemRandom().randbytes(32))
+        else:
+            node = Node(node_config(conf), chance, monotonic_ns(), wall_ns() // MS)
+            self.mesh = MeshAdapter(node, self.worker, self._log_mesh)
+            self.driver = MeshDriver(node, self.mesh.events)
+        self.worker.mesh = self.mesh
+        self.assembly = Assembly(self.worker, self.mesh)
+        self.mesh.on_members = self.assembly.registry.resplit
+        self.access_log: AccessLog | None = None
+
+    # Start and stop.
+
+    async def run(self, *, signals: bool = True) -> None:
+        """Serves until SIGTERM or SIGINT. Raises ServeError where it cannot start.
+
+        Without `signals` (a loop that is not the main thread's) `stop` and `reload` are called.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await self._start(stack)
+            except OSError as error:
+                raise ServeError(str(error)) from error
+            if signals:
+                self._on_signals()
+            self.ready = True
+            self.log.info(
+                "serving",
+                node=self.conf.node.name,
+                codec=self.worker.codec.name,
+                listen=[listener.name for listener in self.listeners],
+                upstreams=sorted(self.worker.runtime.upstreams),
+                start_ms=(monotonic_ns() - self.started_ns) // MS,
+            )
+            self.on_ready()
+            await self._serve()
+            self.ready = False
+            await self._drain()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        conf = self.conf
+        self.worker.runtime = self.assembly.build(conf)
+        stack.push_async_callback(self.assembly.abort)
+        self.worker.wheel.start()
+        stack.callback(self.worker.wheel.stop)
+        self._tick()
+        stack.callback(lambda: self._ticking.cancel())
+        if conf.log.access != "off":
+            self.access_log = AccessLog(self.worker, conf.log.access, conf.log.format)
+            self.access_log.open()
+            self.access_log.start()
+            stack.push_async_callback(self.access_log.stop)
+        if self.driver is not None:
+            await self.driver.start()
+            stack.push_async_callback(self.driver.stop)
+        if conf.admin is not None:
+            from gateway.admin.app import AdminServer
+
+            sock = bind_socket(conf.admin.bind)
+            interface = AdminServer(self, sock)
+            await interface.start()
+            stack.push_async_callback(interface.stop)
+        stack.callback(self.listeners.abort)
+        await self.listeners.open_new(conf.listen)
+
+    def _on_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        loop.add_signal_handler(signal.SIGUSR1, self.reopen_logs)
+
+    def stop(self) -> None:
+        """Begins to drain; said twice, ends at once."""
+        self._stops += 1
+        self._stop.set()
+
+    def reopen_logs(self) -> None:
+        """Opens the access log's path again, after it was moved away."""
+        if self.access_log is not None:
+            try:
+                self.access_log.reopen()
+            except OSError as error:
+                self.log.error("log not reopened", error=str(error))
+
+    async def _serve(self) -> None:
+        stop = asyncio.ensure_future(self._stop.wait())
+        while not stop.done():
+            reload = asyncio.ensure_future(self._reload.wait())
+            await asyncio.wait({stop, reload}, return_when=asyncio.FIRST_COMPLETED)
+            if self._reload.is_set():
+                self._reload.clear()
+                await self.reload()
+            else:
+                reload.cancel()
+
+    async def _drain(self) -> None:
+        worker = self.worker
+        listeners = self.listeners
+        worker.draining = True
+        deadline_ns = monotonic_ns() + self.conf.node.drain
+        listeners.drain()
+        self.log.info("draining", connections=listeners.connection_count)
+        # Three conditions, of which one is time: looked at, not waited for.
+        while (  # noqa: ASYNC110
+            listeners.connection_count and monotonic_ns() < deadline_ns and self._stops < 2
+        ):
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        cut = listeners.abort()
+        await asyncio.sleep(0)
+        self.log.info("stopped", connections_cut=cut)
+
+    def connection_count(self) -> int:
+        """Client connections that are open now."""
+        return self.listeners.connection_count
+
+    def _log_change(self, upstream: str, change: Change) -> None:
+        """A breaker opened or closed, here or at a peer that told us."""
+        scope = "credential" if change.scope else "upstream"
+        if change.state is BreakerState.CLOSED:
+            self.log.info("breaker closed", upstream=upstream, scope=scope, epoch=change.epoch)
+            return
+        pause_ms = max(0, change.until_ns - monotonic_ns()) // MS
+        self.log.warning(
+            "upstream paused" if change.cause is Cause.THROTTLE else "breaker open",
+            upstream=upstream,
+            scope=scope,
+            epoch=change.epoch,
+            pause_ms=pause_ms,
+        )
+
+    def _tick(self) -> None:
+        """What moves with time and has no event of its own: ramps, old breakers of credentials."""
+        self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
+        now_ns = monotonic_ns()
+        for upstream in self.worker.runtime.upstreams.values():
+            if upstream.breakers.ramp.climbing:
+                pauses.climb(upstream, now_ns)
+            upstream.breakers.expire(now_ns)
+
+    def _log_mesh(self, event: str, **facts: object) -> None:
+        self.log.info(event, **facts)
+
+    # Reload.
+
+    async def reload(self) -> bool:
+        """Reads the file again: with a fault nothing changes. Returns whether it was taken over."""
+        begun_ns = monotonic_ns()
+        try:
+            new = await asyncio.to_thread(load, self.path, self.overrides)
+            faults = cannot_change(self.conf, new)
+            if faults:
+                raise ConfError(faults)
+            await self._apply(new)
+        except ConfError as error:
+            self.reload_success = False
+            for fault in error.faults:
+                self.log.error("reload refused", fault=str(fault))
+            return False
+        except OSError as error:  # a certificate that cannot be read, an address that is taken
+            self.reload_success = False
+            self.log.error("reload refused", fault=str(error))
+            return False
+        self.reload_success = True
+        self.reloads += 1
+        self.log.info("reloaded", took_ms=(monotonic_ns() - begun_ns) // MS)
+        return True
+
+    async def _apply(self, new: Conf) -> None:
+        plan = self.assembly.prepare(new)  # may raise; nothing is changed yet
+        for listen in new.listen:
+            server_context(listen)
+        await self.listeners.open_new(new.listen)
+        changes = diff(self.conf, new)
+        self.worker.runtime = self.assembly.commit(plan)
+        self.listeners.settle(new.listen)
+        self.conf = new
+        self.log.info("configuration changed", changes=changes or ["nothing"])
+        self.assembly.rejoin_held()

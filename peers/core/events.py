@@ -1,0 +1,101 @@
+"""What a node tells its owner: plain values, drained with `Node.events_received()`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from peers.core.rows import MeshRow
+
+__all__ = [
+    "Address",
+    "BreakerClosed",
+    "BreakerOpened",
+    "Event",
+    "MemberJoined",
+    "MemberLeft",
+    "MemberSuspected",
+    "NameConflict",
+    "RowChanged",
+    "TrialClaimed",
+]
+
+Address = tuple[str, int]
+
+
+class MemberJoined(NamedTuple):
+    """A member became alive: new, restarted, or back after it was thought dead."""
+
+    name: str
+    address: Address
+
+
+class MemberSuspected(NamedTuple):
+    """A member does not answer; it still counts as live until `MemberLeft`."""
+
+    name: str
+    address: Address
+
+
+class MemberLeft(NamedTuple):
+    """A member no longer counts as live: it said good-bye (`crashed` False) or fell silent."""
+
+    name: str
+    address: Address
+    crashed: bool
+
+
+class NameConflict(NamedTuple):
+    """Two live nodes use one name. `refused` is True on the one that came second: it is no member
+    and stays none until the other has gone or it is started under another name."""
+
+    name: str
+    address: Address
+    refused: bool
+
+
+class RowChanged(NamedTuple):
+    """News came for a row whose `waiting` is set: asking again may help now."""
+
+    row: MeshRow
+
+
+class BreakerOpened(NamedTuple):
+    """A peer opened a breaker, or prolonged it. `reff` is the learned rate in tokens a second
+    (0.0: none was learned), `cause` as given to `open_breaker`, `origin` the opening node's name
+    (hexadecimal id where the name is not known yet)."""
+
+    scope: bytes
+    epoch: int
+    until_ns: int
+    cause: int
+    origin: str
+    reff: float
+
+
+class BreakerClosed(NamedTuple):
+    """A peer closed a breaker: its trial succeeded, and `epoch` is the new epoch."""
+
+    scope: bytes
+    epoch: int
+    reff: float
+
+
+class TrialClaimed(NamedTuple):
+    """A peer sends the one trial of this epoch; until then nobody else should."""
+
+    scope: bytes
+    epoch: int
+    until_ns: int
+
+
+Event = (
+    MemberJoined
+    | MemberSuspected
+    | MemberLeft
+    | NameConflict
+    | RowChanged
+    | BreakerOpened
+    | BreakerClosed
+    | TrialClaimed
+)

@@ -1,0 +1,353 @@
+"""All counters of a node: whose news goes out when, and where news from peers goes.
+
+Entries leave in order of urgency (flushes of tight limits, contended keys by what they have not
+told, calm keys by age) within a budget of bytes; one encoding serves all peers. An entry is noted
+as told when it leaves, and one that the budget cuts off is simply still due at the next tick.
+News about keys that this node has not met is kept aside ("strays"), so that a row made later
+starts where the mesh is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+
+from peers.core.chance import Chance
+from peers.core.config import SECOND, Config
+from peers.core.counters import MeshLimit, Rule, Surroundings
+from peers.core.outbox import Outbox
+from peers.core.rows import MeshRow
+from peers.core.share import Heard
+from peers.core.wire import FRAMES_BYTES_MAX, U32, Kind, join_items, pack
+
+__all__ = ["Counters", "Entry", "key64"]
+
+Entry = tuple[int, int, int, int, int, int, int]
+
+# An entry's length on average (PROTOCOL.md), for the budget.
+_ENTRY_BYTES = 27
+_ENTRY_BYTES_MAX = 1 + 9 + 5 + 9 + 9 + 5 + 5 + 9
+_FRAME_HEAD_BYTES = 4
+_DIGEST_NS = 2 * SECOND
+# One datagram: the slice moves over 1,000 keys in 50 s, 31 x 1.2 kB a slice at 32 members.
+_DIGEST_ROWS = 40
+# Announced limits in one round of two seconds; a configuration has tens.
+_RULES_PER_ROUND = 120
+_EXPIRE_NS = 5 * SECOND
+
+
+class _Stray:
+    """The newest entry of each peer for a key that has no row here."""
+
+    __slots__ = ("entries",)
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, tuple[Heard, int]] = {}
+
+
+def key64(cluster: str, identity: str, key: bytes) -> int:
+    """A counter's name on the wire: no credential, path or address can be read from it."""
+    digest = hashlib.blake2b(digest_size=8, key=cluster.encode(), person=b"egressd counter")
+    name = identity.encode()
+    digest.update(len(name).to_bytes(4, "big") + name + key)
+    return int.from_bytes(digest.digest(), "big")
+
+
+class Counters:
+    """Limits by identity, rows by key64, strays, and the schedule of both."""
+
+    def __init__(
+        self,
+        config: Config,
+        chance: Chance,
+        outbox: Outbox,
+        surroundings: Surroundings,
+        now_ns: int,
+    ) -> None:
+        self.chance = chance
+        self.joining = False
+        self.changed: dict[MeshRow, None] = {}
+        self.on_wake: Callable[[], None] | None = None
+        self.entries_sent = 0
+        self.entries_received = 0
+        self.deferred = 0  # entries that a byte budget put off
+        self._config = config
+        self._outbox = outbox
+        self._surroundings = surroundings
+        self._limits: dict[str, MeshLimit] = {}
+        self._rows: dict[int, MeshRow] = {}
+        self._strays: OrderedDict[int, _Stray] = OrderedDict()
+        self._gen = 0
+        self._urgent: list[MeshRow] = []
+        self._contended: list[MeshRow] = []
+        self._calm: list[MeshRow] = []
+        self._budget = 0.0
+        self._budget_ns = now_ns
+        self._digest_ns = now_ns + _DIGEST_NS
+        self._digest_round: list[MeshRow] = []
+        self._rules_round: list[MeshLimit] = []
+        self._expire_ns = now_ns + _EXPIRE_NS
+
+    # -- limits
+
+    def limit(
+        self,
+        identity: str,
+        rule: Rule,
+        *,
+        name: str,
+        on_partition: str,
+        keys_max: int,
+        dry_run: bool,
+    ) -> MeshLimit:
+        limit = self._limits.get(identity)
+        if limit is not None:
+            limit.reconfigure(
+                rule, name=name, on_partition=on_partition, keys_max=keys_max, dry_run=dry_run
+            )
+            return limit
+        limit = self._limits[identity] = MeshLimit(
+            self,
+            self._config,
+            identity,
+            rule,
+            self._surroundings,
+            name=name,
+            on_partition=on_partition,
+            keys_max=keys_max,
+            dry_run=dry_run,
+        )
+        return limit
+
+    def forget_limit(self, identity: str) -> None:
+        limit = self._limits.pop(identity, None)
+        if limit is not None:
+            limit.drop_all()
+
+    def limits(self) -> list[MeshLimit]:
+        return list(self._limits.values())
+
+    def retune(self, surroundings: Surroundings) -> None:
+        if surroundings != self._surroundings:
+            self._surroundings = surroundings
+            for limit in self._limits.values():
+                limit.retune(surroundings)
+
+    @property
+    def rows_count(self) -> int:
+        return len(self._rows)
+
+    @property
+    def strays_count(self) -> int:
+        return len(self._strays)
+
+    # -- what limits ask of their host
+
+    def make_row(self, limit: MeshLimit, key: bytes, now_ns: int) -> MeshRow:
+        """A new row, with what peers told about its key before it was met here."""
+        name = key64(self._config.cluster, limit.identity, key)
+        self._gen = (self._gen + 1) & U32
+        row = self._rows[name] = MeshRow(limit, key, name, self._gen, 0.0, now_ns)
+        stray = self._strays.pop(name, None)
+        if stray is not None:
+            level = 0.0
+            for heard, heard_ns in stray.entries.values():
+                row.hear(heard, heard_ns)
+                drained = (now_ns - heard_ns) * limit.rate
+                level = max(level, heard.level_16 / 16 - drained)
+            row.start_at(level, now_ns)
+            if not row.at_rest:
+                limit.activate(row, now_ns)
+        return row
+
+    def row_gone(self, row: MeshRow) -> None:
+        if self._rows.get(row.key64) is row:
+            del self._rows[row.key64]
+
+    def wake(self) -> None:
+        if self.on_wake is not None:
+            self.on_wake()
+
+    # -- time
+
+    def tick(self, now_ns: int) -> None:
+        for limit in self._limits.values():
+            limit.tick(now_ns, self._calm, self._contended)
+            limit.due_urgent(now_ns, self._urgent)
+        if now_ns >= self._digest_ns:
+            self._digest_ns = now_ns + _DIGEST_NS
+            self._digest(now_ns)
+            self._announce_rules()
+        if now_ns >= self._expire_ns:
+            self._expire_ns = now_ns + _EXPIRE_NS
+            for limit in self._limits.values():
+                limit.expire(now_ns)
+
+    def next_wake_ns(self, now_ns: int) -> int:
+        wake_ns = min(self._digest_ns, self._expire_ns)
+        for limit in self._limits.values():
+            due_ns = limit.next_wake_ns(now_ns)
+            if due_ns is not None and due_ns < wake_ns:
+                wake_ns = due_ns
+        return wake_ns
+
+    # -- out
+
+    def flush(self, now_ns: int, peers: int) -> None:
+        """Puts what is due into the outbox, stamped as told now."""
+        urgent, contended, calm = self._urgent, self._contended, self._calm
+        if not (urgent or contended or calm):
+            return
+        self._urgent, self._contended, self._calm = [], [], []
+        if peers == 0:
+            return
+        due = urgent + contended + calm
+        allowed = self._allowance(now_ns, peers)
+        if len(due) > allowed:
+            contended.sort(key=_by_fresh, reverse=True)
+            calm.sort(key=_by_age)
+            due = (urgent + contended + calm)[:allowed]
+            self.deferred += len(urgent) + len(contended) + len(calm) - allowed
+        self._budget -= len(due) * _ENTRY_BYTES * peers
+        self._send(due, now_ns)
+
+    def snapshot(self, now_ns: int, bytes_max: int) -> Iterator[bytes]:
+        """COUNTERS frames of at most `bytes_max` for a joiner: every row that is not at rest.
+
+        They note nothing as told: `delta` is 0, since the level in them has everything. Made as
+        they are wanted, some 1,100 rows at a time.
+        """
+        rows = list(self._rows.values())
+        step = bytes_max // _ENTRY_BYTES_MAX
+        for start in range(0, len(rows), step):
+            items = [
+                pack(row.picture(now_ns))
+                for row in rows[start : start + step]
+                if not (row.at_rest and row.level(now_ns) <= 0.0)
+            ]
+            yield from _frames(items, bytes_max)
+
+    def _send(self, rows: Sequence[MeshRow], now_ns: int) -> None:
+        items = [pack(row.tell(now_ns)) for row in rows]
+        self.entries_sent += len(items)
+        for frame in _frames(items, FRAMES_BYTES_MAX):
+            self._outbox.send_all(frame)
+
+    def _allowance(self, now_ns: int, peers: int) -> int:
+        """Entries that the byte budget lets go now: a tenth of a second's worth at most."""
+        per_second = self._config.counter_bytes_per_second
+        elapsed_ns = now_ns - self._budget_ns
+        self._budget_ns = now_ns
+        earned = self._budget + per_second * elapsed_ns / SECOND
+        self._budget = min(per_second / 10, earned)
+        return max(0, int(self._budget / (_ENTRY_BYTES * peers)))
+
+    def _digest(self, now_ns: int) -> None:
+        """The next slice of keys, changed or not: what repeats have lost comes right here."""
+        if not self._digest_round:
+            self._digest_round = [row for row in self._rows.values() if row.own]
+        rows = self._digest_round[-_DIGEST_ROWS:]
+        del self._digest_round[-_DIGEST_ROWS:]
+        if self._surroundings.members > 1:
+            self._send([row for row in rows if self._rows.get(row.key64) is row], now_ns)
+
+    def _announce_rules(self) -> None:
+        if not self._rules_round:
+            self._rules_round = list(self._limits.values())
+        limits = self._rules_round[-_RULES_PER_ROUND:]
+        del self._rules_round[-_RULES_PER_ROUND:]
+        items = [pack((self._rule_name(limit.identity), *limit.rule)) for limit in limits]
+        for frame in _frames(items, FRAMES_BYTES_MAX, Kind.LIMITS):
+            self._outbox.send_all(frame)
+
+    # -- in
+
+    def entries_heard(
+        self, node: bytes, boot: int, seq: int, entries: Sequence[Entry], now_ns: int
+    ) -> None:
+        self.entries_received += len(entries)
+        rows = self._rows
+        for entry in entries:
+            heard = Heard(node, boot, entry[1], seq, *entry[2:])
+            row = rows.get(entry[0])
+            if row is None:
+                self._keep_stray(entry[0], heard, now_ns)
+            elif row.hear(heard, now_ns):
+                if not row.active:
+                    row.limit.activate(row, now_ns)
+                if row.waiting is not None:
+                    self.changed[row] = None
+
+    def snapshot_heard(
+        self, node: bytes, boot: int, seq: int, entries: Sequence[Entry], now_ns: int
+    ) -> None:
+        """Entries of a snapshot: as news, but a row that was presumed full learns its level."""
+        self.entries_heard(node, boot, seq, entries, now_ns)
+        for entry in entries:
+            row = self._rows.get(entry[0])
+            if row is not None:
+                row.presume(entry[6] / 16, now_ns)
+
+    def joined(self, alone: bool, now_ns: int) -> None:
+        """The time of presuming is over. Where nobody answered there is nobody to have spent."""
+        self.joining = False
+        if alone:
+            for row in self._rows.values():
+                row.presume(0.0, now_ns)
+
+    def rules_heard(self, node: bytes, rules: Sequence[tuple[int, int, int, int]]) -> None:
+        by_name = {self._rule_name(limit.identity): limit for limit in self._limits.values()}
+        for name, count, period_ns, burst in rules:
+            limit = by_name.get(name)
+            if limit is not None:
+                limit.set_peer_rule(node, Rule(count, period_ns, burst))
+
+    def member_gone(self, node: bytes, left: bool) -> None:
+        """A member's rules end with it; its share ends at once only where it said good-bye."""
+        for limit in self._limits.values():
+            if node in limit.peer_rules:
+                limit.set_peer_rule(node, None)
+        if left:
+            for row in self._rows.values():
+                row.forget_peer(node)
+
+    def _keep_stray(self, name: int, heard: Heard, now_ns: int) -> None:
+        stray = self._strays.get(name)
+        if stray is None:
+            stray = self._strays[name] = _Stray()
+            if len(self._strays) > self._config.strays_max:
+                self._strays.popitem(last=False)
+        else:
+            self._strays.move_to_end(name)
+        held = stray.entries.get(heard.node)
+        if held is None or heard[1:4] > held[0][1:4]:  # (boot, gen, seq)
+            stray.entries[heard.node] = (heard, now_ns)
+
+    def _rule_name(self, identity: str) -> int:
+        return key64(self._config.cluster, identity, b"\x00rule")
+
+
+def _frames(items: Sequence[bytes], bytes_max: int, kind: Kind = Kind.COUNTERS) -> list[bytes]:
+    """Items in frames of at most `bytes_max` each."""
+    frames: list[bytes] = []
+    batch: list[bytes] = []
+    size = _FRAME_HEAD_BYTES
+    for item in items:
+        if size + len(item) > bytes_max:
+            frames.append(join_items(kind, batch))
+            batch = []
+            size = _FRAME_HEAD_BYTES
+        batch.append(item)
+        size += len(item)
+    if batch:
+        frames.append(join_items(kind, batch))
+    return frames
+
+
+def _by_fresh(row: MeshRow) -> int:
+    return row.fresh
+
+
+def _by_age(row: MeshRow) -> int:
+    return row.told_ns

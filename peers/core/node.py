@@ -1,0 +1,420 @@
+"""One member of the mesh, sans-IO: the composition of its parts, and the door of the package.
+
+Bytes and times go in, bytes, times and events come out. A driver calls `receive_datagram` for each
+datagram, `tick` at `next_wake_ns`, and after either sends `datagrams_to_send` and hands on
+`events_received`. Nothing here raises for what came over the network: it is counted by reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from peers.core.breakers import Breakers
+from peers.core.chance import Chance, sample
+from peers.core.config import SECOND, Config
+from peers.core.counters import MeshLimit, Rule, Surroundings
+from peers.core.delay import DelayMeter
+from peers.core.errors import Drop, DropError
+from peers.core.events import Address, Event, RowChanged
+from peers.core.gossip import Counters
+from peers.core.handshake import Handshake, members_frames, node_id
+from peers.core.keyring import SALT_BYTES, Keyring
+from peers.core.members import Member, Members
+from peers.core.outbox import Outbox
+from peers.core.probe import Prober
+from peers.core.receiver import Receiver
+from peers.core.sessions import Session, Sessions
+from peers.core.snapshot import Snapshots
+from peers.core.wire import (
+    DATAGRAM_BYTES_MAX,
+    FRAMES_BYTES_MAX,
+    RECORD_BYTES_MAX,
+    U32,
+    U63,
+    Head,
+    Kind,
+    join,
+    join_items,
+    pack,
+    pack_head,
+)
+
+__all__ = ["Node"]
+
+_RETUNE_NS = 1 * SECOND
+
+
+class Node:
+    """A member. `now_ns` is monotonic and never goes back; `boot_ms` is Unix time in ms at start,
+    and orders this node's lives; `chance` should be seeded by the operating system.
+
+    `drops` counts what was not taken, by reason. `on_wake` is called when local work made
+    `next_wake_ns` earlier (a limit that was idle is used, a breaker opened): a driver re-arms.
+    """
+
+    def __init__(self, config: Config, chance: Chance, now_ns: int, boot_ms: int) -> None:
+        if not 0 < boot_ms <= U63:
+            raise ValueError("boot_ms: a positive time")
+        self.config = config
+        self.drops: dict[str, int] = {reason.value: 0 for reason in Drop}
+        self.on_wake: Callable[[], None] | None = None
+        self.datagrams_received = 0
+        self.bytes_received = 0
+        node = node_id(config.cluster, config.name)
+        self._cluster = _label(config.cluster)
+        self._chance = chance
+        self._events: list[Event] = []
+        self._seq = 0
+        self._now_ns = now_ns
+        salt = boot_ms.to_bytes(8, "big")[-6:] + chance.getrandbits(48).to_bytes(6, "big")
+        assert len(salt) == SALT_BYTES
+        self._keyring = Keyring(config.keys, salt)
+        self._sessions = Sessions(chance.getrandbits(256).to_bytes(32, "big"))
+        self._outbox = Outbox()
+        self._members = Members(config, node, boot_ms, self._events, now_ns)
+        self._delay = DelayMeter(config)
+        self._surroundings = Surroundings(1, 1, self._delay.p99_ns())
+        self._counters = Counters(config, chance, self._outbox, self._surroundings, now_ns)
+        self._counters.on_wake = self._wake
+        self._handshake = Handshake(
+            config, self._members, self._sessions, self._outbox, self._events
+        )
+        self._prober = Prober(config, self._members, self._delay, self._outbox, chance, now_ns)
+        self._breakers = Breakers(
+            config, self._members, self._outbox, chance, self._events, boot_ms, now_ns
+        )
+        self._snapshots = Snapshots(self._members, self._counters, self._seal, chance)
+        self._version = 0
+        self._heartbeat_ns = now_ns
+        self._sync_ns = now_ns + config.members_sync_interval_ns
+        self._retune_ns = now_ns + _RETUNE_NS
+        self._timer_ns = now_ns
+        self._joining_until_ns = now_ns + config.joining_ns
+        self._counters.joining = bool(config.join)
+        self._receiver = Receiver(
+            self._cluster,
+            self._keyring,
+            self._members,
+            self._sessions,
+            self._handshake,
+            self._prober,
+            self._counters,
+            self._breakers,
+            self._outbox,
+        )
+        self.set_join_addresses(
+            [address for address in config.join if _is_literal(address[0])], now_ns
+        )
+
+    # -- datagrams and time
+
+    def receive_datagram(self, data: bytes, source: Address, now_ns: int) -> None:
+        """Takes a datagram in. Never raises; what is wrong with it is counted in `drops`."""
+        self._now_ns = now_ns
+        self.datagrams_received += 1
+        self.bytes_received += len(data)
+        try:
+            self._receiver.receive(data, source, now_ns)
+        except DropError as error:
+            self.drops[error.reason.value] += 1
+        self._after_work()
+
+    def tick(self, now_ns: int) -> None:
+        """Does what is due. A call at or after `next_wake_ns` also measures the driver's lag."""
+        self._now_ns = now_ns
+        if now_ns >= self._timer_ns:
+            self._delay.lag_ns = now_ns - self._timer_ns
+        config = self.config
+        self._prober.tick(now_ns)
+        for node in self._members.tick(now_ns):
+            self._gone(node)
+        self._handshake.tick(now_ns)
+        if now_ns >= self._heartbeat_ns:
+            self._heartbeat_ns = now_ns + config.heartbeat_interval_ns
+            self._heartbeat(now_ns)
+        if now_ns >= self._sync_ns:
+            self._sync_ns = now_ns + config.members_sync_interval_ns
+            for member in sample(self._chance, self._members.live, 1):
+                for frame in members_frames(self._members, want=True):
+                    self._outbox.send(member.address, frame)
+        if self._counters.joining and now_ns >= self._joining_until_ns:
+            self._counters.joined(alone=not self._members.live, now_ns=now_ns)
+        if now_ns >= self._retune_ns:
+            self._retune_ns = now_ns + _RETUNE_NS
+            self._retune()
+        self._breakers.tick(now_ns)
+        self._counters.tick(now_ns)
+        self._after_work()
+        self._timer_ns = self.next_wake_ns()
+
+    def next_wake_ns(self) -> int:
+        """When `tick` has something to do next."""
+        wake_ns = min(
+            self._heartbeat_ns,
+            self._sync_ns,
+            self._retune_ns,
+            self._prober.next_wake_ns(),
+            self._breakers.next_wake_ns(),
+            self._counters.next_wake_ns(self._now_ns),
+        )
+        for timer_ns in (self._members.next_deadline_ns(), self._handshake.next_wake_ns()):
+            if timer_ns is not None:
+                wake_ns = min(wake_ns, timer_ns)
+        if self._counters.joining:
+            wake_ns = min(wake_ns, self._joining_until_ns)
+        return wake_ns
+
+    def datagrams_to_send(self, now_ns: int) -> list[tuple[bytes, Address]]:
+        """What leaves now; counters are noted as told at `now_ns`, so send at once."""
+        live = self._members.live
+        self._counters.flush(now_ns, len(live))
+        if not self._outbox.waiting:
+            return []
+        return self._outbox.drain(self._seal, [member.address for member in live])
+
+    def events_received(self) -> list[Event]:
+        """What happened since the last call."""
+        events = self._events[:]
+        self._events.clear()
+        changed = self._counters.changed
+        if changed:
+            events.extend(RowChanged(row) for row in changed)
+            changed.clear()
+        return events
+
+    def set_join_addresses(self, addresses: Sequence[Address], now_ns: int) -> None:
+        """Numeric addresses to join: the driver resolves names and passes all results."""
+        self._handshake.set_join(addresses, now_ns)
+        self._wake()
+
+    def leave(self, now_ns: int) -> None:
+        """Says good-bye in the datagrams that leave next; peers stop reserving for this node."""
+        frame = join_items(Kind.MEMBERS, [b"\x00", pack(self._members.leave())])
+        self._outbox.send_all(frame)
+
+    # -- members
+
+    def members(self) -> list[Member]:
+        """All members known, this one first."""
+        return [self._members.me, *self._members.others()]
+
+    def live_count(self) -> int:
+        return self._members.live_count
+
+    def forget_member(self, name: str) -> bool:
+        """Strikes a dead member out, so that it no longer counts for majorities."""
+        node = self._members.forget(name)
+        if node is not None:
+            self._gone(node)
+            self._after_work()
+        return node is not None
+
+    # -- counters
+
+    def limit(
+        self,
+        identity: str,
+        *,
+        name: str,
+        rate_count: int,
+        rate_period_ns: int,
+        burst: int,
+        on_partition: str = "share",
+        keys_max: int = 20_000,
+        dry_run: bool = False,
+    ) -> MeshLimit:
+        """The limit of this identity: made, or reconfigured in place (rows and counts stay).
+
+        `rate_count` tokens per `rate_period_ns`, at most `burst` at once. Raises ValueError.
+        """
+        if not 1 <= rate_count <= U32 or not 1 <= burst <= U32 or not 1 <= rate_period_ns <= U63:
+            raise ValueError("rate_count, rate_period_ns and burst: at least 1")
+        if on_partition not in ("share", "open", "closed"):
+            raise ValueError('on_partition: "share", "open" or "closed"')
+        return self._counters.limit(
+            identity,
+            Rule(rate_count, rate_period_ns, burst),
+            name=name,
+            on_partition=on_partition,
+            keys_max=keys_max,
+            dry_run=dry_run,
+        )
+
+    def forget_limit(self, identity: str) -> None:
+        self._counters.forget_limit(identity)
+
+    # -- breakers
+
+    def scope_key(self, *parts: bytes) -> bytes:
+        """Eight bytes that name a breaker on all nodes of this cluster and tell nothing else."""
+        digest = hashlib.blake2b(
+            digest_size=8, key=self.config.cluster.encode(), person=b"egressd scope"
+        )
+        for part in parts:
+            digest.update(len(part).to_bytes(4, "big") + part)
+        return digest.digest()
+
+    def open_breaker(
+        self,
+        scope: bytes,
+        epoch: int,
+        until_ns: int,
+        cause: int,
+        now_ns: int,
+        reff: float = 0.0,
+    ) -> None:
+        """Tells all members at once. `scope`: 1 to 32 bytes, see `scope_key`; `cause`: 16 bits
+        that travel as they are; `reff`: the rate learned, tokens a second. Raises ValueError."""
+        self._breakers.open(scope, epoch, until_ns, cause, reff, now_ns)
+        self._wake()
+
+    def close_breaker(self, scope: bytes, epoch: int, now_ns: int, reff: float = 0.0) -> None:
+        """`epoch` is the new one, above that of the opening. Raises ValueError."""
+        self._breakers.close(scope, epoch, reff, now_ns)
+        self._wake()
+
+    def claim_trial(self, scope: bytes, epoch: int, until_ns: int, now_ns: int) -> None:
+        """This node sends the trial of this epoch; the claim dies at `until_ns`."""
+        self._breakers.claim(scope, epoch, until_ns, now_ns)
+        self._wake()
+
+    def trial_at_ns(self, scope: bytes, epoch: int, until_ns: int, now_ns: int) -> int:
+        """When this node may send the trial, unless it hears of a claim before: after the pause,
+        in rendezvous order of the live members. A claim that is known postpones it."""
+        delay_ns = self._surroundings.delay_ns
+        return self._breakers.trial_at_ns(scope, epoch, until_ns, delay_ns)
+
+    def breaker_state(self, scope: bytes) -> tuple[int, bool, int, float] | None:
+        """(epoch, open, until_ns, reff) as the mesh knows it, or None."""
+        return self._breakers.state(scope)
+
+    # -- snapshots: the driver moves these bytes over TCP
+
+    def snapshot_target(self) -> Address | None:
+        """While joining: a member to ask for a snapshot, each once."""
+        return self._snapshots.target() if self._counters.joining else None
+
+    def snapshot_request(self) -> bytes:
+        return self._snapshots.request()
+
+    def snapshot_answer(self, data: bytes, source: Address, now_ns: int) -> Iterator[bytes]:
+        """Records that answer a request; none if it is not good (counted in `drops`)."""
+        try:
+            opened, payload = self._receiver.open(data, source, DATAGRAM_BYTES_MAX)
+            head = payload.head
+            self._sessions.admit(head.node, head.boot, opened.seq, now_ns)
+            return self._snapshots.answer(payload, now_ns)
+        except DropError as error:
+            self.drops[error.reason.value] += 1
+            return iter(())
+
+    def snapshot_received(self, data: bytes, source: Address, now_ns: int) -> bool:
+        """One record of an answer; True if no more are wanted (it was the last, or it is bad)."""
+        try:
+            opened, payload = self._receiver.open(data, source, RECORD_BYTES_MAX)
+            last = self._snapshots.receive(payload.head, opened, payload, now_ns)
+        except DropError as error:
+            self.drops[error.reason.value] += 1
+            return True
+        if last and self._counters.joining:
+            self._counters.joined(alone=False, now_ns=now_ns)
+        return last
+
+    # -- within
+
+    def _seal(self, frames: Sequence[bytes]) -> bytes:
+        self._seq += 1
+        me = self._members.me
+        head = pack_head(Head(self._cluster, me.node, me.boot))
+        return self._keyring.seal(join(head, frames), self._seq)
+
+    def _heartbeat(self, now_ns: int) -> None:
+        if not self._members.live:
+            return
+        self._outbox.send_all(pack((Kind.HEARTBEAT, self._breakers.digest(now_ns))))
+        times = self._members.retransmits
+        updates = self._members.broadcasts.take(FRAMES_BYTES_MAX // 2, times)
+        if updates:
+            self._outbox.send_all(join_items(Kind.MEMBERS, [b"\x00", *updates]))
+
+    def _gone(self, node: bytes) -> None:
+        self._sessions.drop(node)
+        self._handshake.forget(node)
+        self._counters.member_gone(node, left=True)
+
+    def _after_work(self) -> None:
+        """Takes up a change of membership."""
+        if self._version == self._members.version:
+            return
+        self._version = self._members.version
+        for member in self._members.take_departed():
+            self._counters.member_gone(member.node, member.left)
+        self._retune()
+
+    def _retune(self) -> None:
+        members = self._members
+        delay_ns = self._delay.p99_ns()
+        surroundings = Surroundings(
+            members.live_count, members.known_count, delay_ns, members.dead()
+        )
+        self._surroundings = surroundings
+        self._counters.retune(surroundings)
+
+    def _wake(self) -> None:
+        if self.on_wake is not None:
+            self.on_wake()
+
+    # -- for the operator
+
+    def stats(self, now_ns: int) -> dict[str, Any]:
+        """Figures for metrics and the admin interface; times in nanoseconds."""
+        members = [self._member_stats(member, now_ns) for member in self.members()]
+        return {
+            "members": members,
+            "live": self._members.live_count,
+            "known": self._members.known_count,
+            "refused": self._handshake.refused,
+            "joining": self._counters.joining,
+            "datagrams_received": self.datagrams_received,
+            "bytes_received": self.bytes_received,
+            "datagrams_sent": self._outbox.datagrams_sent,
+            "bytes_sent": self._outbox.bytes_sent,
+            "drops": {reason: count for reason, count in self.drops.items() if count},
+            "entries_received": self._counters.entries_received,
+            "entries_sent": self._counters.entries_sent,
+            "entries_deferred": self._counters.deferred,
+            "rows": self._counters.rows_count,
+            "strays": self._counters.strays_count,
+            "breakers": len(self._breakers),
+            "awareness": self._prober.awareness,
+            "delay_ns": self._surroundings.delay_ns,
+            "lag_ns": self._delay.lag_ns,
+            "limits": {limit.identity: limit.stats() for limit in self._counters.limits()},
+        }
+
+    def _member_stats(self, member: Member, now_ns: int) -> dict[str, Any]:
+        session: Session | None = self._sessions.get(member.node)
+        return {
+            "name": member.name,
+            "address": member.address,
+            "state": member.state.name.lower(),
+            "incarnation": member.incarnation,
+            "boot_ms": member.boot,
+            "self": member is self._members.me,
+            "rtt_ns": member.rtt_ns,
+            "staleness_ns": now_ns - session.heard_ns if session is not None else None,
+            "received": session.received if session is not None else 0,
+            "received_bytes": session.received_bytes if session is not None else 0,
+        }
+
+
+def _label(cluster: str) -> int:
+    """The cluster's label on the wire: it tells alien datagrams apart and is no secret."""
+    digest = hashlib.blake2b(cluster.encode(), digest_size=8, person=b"egressd cluster")
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _is_literal(host: str) -> bool:
+    return not host.startswith("dns:") and (":" in host or host.replace(".", "").isdigit())

@@ -1,0 +1,167 @@
+"""From a datagram to the part that it is for: seal, cluster, session, then frame by frame.
+
+Nothing of a datagram has an effect before its seal held, its shape was checked and its sender's
+life was found known; the one exception is the handshake of strangers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from peers.core.breakers import Breakers
+from peers.core.config import is_loopback
+from peers.core.errors import Drop, DropError
+from peers.core.events import Address
+from peers.core.gossip import Counters
+from peers.core.handshake import Handshake, members_frames
+from peers.core.keyring import Keyring, Opened
+from peers.core.members import Member, Members, Update
+from peers.core.outbox import Outbox
+from peers.core.probe import Prober
+from peers.core.sessions import Sessions
+from peers.core.wire import DATAGRAM_BYTES_MAX, Frame, Kind, Payload, unpack
+
+__all__ = ["Receiver"]
+
+# Hosts whose address class is remembered; sources are members and strangers with our keys.
+_LOOPBACK_CACHE = 256
+
+
+class _Origin(NamedTuple):
+    """Where a frame came from."""
+
+    member: Member | None
+    node: bytes
+    boot: int
+    seq: int
+    source: Address
+
+
+_Handler = Callable[[Frame, _Origin, int], None]
+
+
+class Receiver:
+    """Dispatches frames; `label` is the cluster's on the wire."""
+
+    def __init__(
+        self,
+        label: int,
+        keyring: Keyring,
+        members: Members,
+        sessions: Sessions,
+        handshake: Handshake,
+        prober: Prober,
+        counters: Counters,
+        breakers: Breakers,
+        outbox: Outbox,
+    ) -> None:
+        self._label = label
+        self._keyring = keyring
+        self._members = members
+        self._sessions = sessions
+        self._handshake = handshake
+        self._prober = prober
+        self._counters = counters
+        self._breakers = breakers
+        self._outbox = outbox
+        self._loopback: dict[str, bool] = {}
+        self._handlers: dict[int, _Handler] = {
+            Kind.CHALLENGE: self._on_challenge,
+            Kind.PING: self._on_ping,
+            Kind.ACK: self._on_ack,
+            Kind.PING_REQUEST: self._on_ping_request,
+            Kind.NACK: self._on_nack,
+            Kind.MEMBERS: self._on_members,
+            Kind.HEARTBEAT: self._on_heartbeat,
+            Kind.COUNTERS: self._on_counters,
+            Kind.LIMITS: self._on_limits,
+            Kind.BREAKERS: self._on_breakers,
+            Kind.BREAKER_PULL: self._on_breaker_pull,
+            Kind.CLAIM: self._on_claim,
+        }
+
+    def open(self, data: bytes, source: Address, bytes_max: int) -> tuple[Opened, Payload]:
+        """What is in a datagram or record of this cluster. Raises DropError."""
+        if len(data) > bytes_max:
+            raise DropError(Drop.OVERSIZED)
+        opened = self._keyring.open(data, self._is_loopback(source[0]))
+        payload = unpack(opened.payload)
+        head = payload.head
+        if head.cluster != self._label:
+            raise DropError(Drop.ALIEN_CLUSTER)
+        me = self._members.me
+        if head.node == me.node and head.boot == me.boot:
+            raise DropError(Drop.OWN)
+        return opened, payload
+
+    def receive(self, data: bytes, source: Address, now_ns: int) -> None:
+        """Takes a datagram in. Raises DropError."""
+        opened, (head, frames) = self.open(data, source, DATAGRAM_BYTES_MAX)
+        try:
+            session = self._sessions.admit(head.node, head.boot, opened.seq, now_ns)
+        except DropError as error:
+            if error.reason == Drop.REPLAYED:
+                raise
+            session = self._handshake.stranger(head, opened.seq, frames, source, now_ns)
+        session.received += 1
+        session.received_bytes += len(data)
+        member = self._members.get(head.node)
+        if member is not None and not member.live:
+            self._handshake.tell_dead(head.node, now_ns)
+        origin = _Origin(member, head.node, head.boot, opened.seq, source)
+        handlers = self._handlers
+        for frame in frames:
+            # A HELLO of a known life has no handler: `tell_dead` has answered what it asks.
+            handler = handlers.get(frame[0])
+            if handler is not None:
+                handler(frame, origin, now_ns)
+
+    def _is_loopback(self, host: str) -> bool:
+        known = self._loopback.get(host)
+        if known is None:
+            if len(self._loopback) >= _LOOPBACK_CACHE:
+                self._loopback.clear()
+            known = self._loopback[host] = is_loopback(host)
+        return known
+
+    def _on_challenge(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._handshake.challenge_received(frame, origin.source)
+
+    def _on_ping(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._prober.ping_received(frame[1], frame[2], origin.source)
+
+    def _on_ack(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._prober.ack_received(frame[1], origin.node, now_ns)
+
+    def _on_ping_request(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._prober.ping_request_received(frame[1], frame[2], origin.source, now_ns)
+
+    def _on_nack(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._prober.nack_received(frame[1])
+
+    def _on_members(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        for item in frame[2:]:
+            self._members.merge(Update(*item), origin.node, now_ns)
+        if frame[1] and origin.member is not None:
+            for reply in members_frames(self._members, want=False):
+                self._outbox.send(origin.member.address, reply)
+
+    def _on_heartbeat(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._breakers.digest_heard(origin.node, frame[1], now_ns)
+
+    def _on_counters(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._counters.entries_heard(origin.node, origin.boot, origin.seq, frame[1:], now_ns)
+
+    def _on_limits(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._counters.rules_heard(origin.node, frame[1:])
+
+    def _on_breakers(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._breakers.events_heard(frame[1:], now_ns)
+
+    def _on_breaker_pull(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        if origin.member is not None:
+            self._breakers.pull_heard(origin.member, now_ns)
+
+    def _on_claim(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._breakers.claim_heard((frame[1], frame[2], frame[3], frame[4], frame[5]), now_ns)

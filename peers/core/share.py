@@ -1,0 +1,46 @@
+"""What one node knows of another's part in one counter, and how it heard."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["Due", "Heard", "PeerShare"]
+
+
+class Due:
+    """What a tick found to tell; a greater number goes first."""
+
+    NOTHING = 0
+    CALM = 1
+    CONTENDED = 2
+
+
+class Heard(NamedTuple):
+    """A peer's entry for this key; `seq` and `boot` are its datagram's."""
+
+    node: bytes
+    boot: int
+    gen: int
+    seq: int
+    total: int  # its admissions so far, absolute
+    delta: int  # those since it last told
+    lam_100: int  # its arrivals per second, in hundredths
+    waiting: int  # tokens its waiting requests want
+    level_16: int  # its view of the level, in sixteenths
+
+
+class PeerShare:
+    """What one peer told about one key."""
+
+    __slots__ = ("boot", "count", "demand", "excused", "gen", "heard_ns", "phantom", "rate", "seq")
+
+    def __init__(self, boot: int, gen: int, now_ns: int) -> None:
+        self.boot = boot
+        self.gen = gen
+        self.seq = -1
+        self.count = 0
+        self.demand = 0.0  # announced, in tokens per horizon
+        self.rate = 0.0  # admitted, tokens per nanosecond
+        self.heard_ns = now_ns
+        self.phantom = 0.0  # charged on suspicion while it was silent
+        self.excused = False  # it was beyond a partition that halved our rate instead

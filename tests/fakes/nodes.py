@@ -1,0 +1,206 @@
+"""Real `egressd run` processes for tests: started on free ports, watched, and ended by their pids.
+
+What a node says is read where an operator would read it: the admin interface and the log file.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+__all__ = ["NodeProcess", "Ports", "free_ports", "until"]
+
+START_SECONDS = 15.0  # an interpreter and its imports take half a second on an idle machine
+STOP_SECONDS = 8.0
+LOOK_SECONDS = 0.02
+COMMAND = (sys.executable, "-m", "gateway")
+
+
+def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Looks until `condition` holds. Raises AssertionError naming `what` when time is up."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(LOOK_SECONDS)
+
+
+class Ports:
+    """Where one node is found; all on 127.0.0.1."""
+
+    def __init__(self, listen: int, mesh: int, admin: int) -> None:
+        self.listen = listen
+        self.mesh = mesh
+        self.admin = admin
+
+
+def free_ports(nodes: int) -> list[Ports]:
+    """Ports that nobody uses now, all different; a mesh port is free for TCP and UDP."""
+    with ExitStack() as stack:
+
+        def bound(kind: socket.SocketKind, port: int = 0) -> int:
+            sock = stack.enter_context(socket.socket(socket.AF_INET, kind))
+            sock.bind(("127.0.0.1", port))
+            found: int = sock.getsockname()[1]
+            return found
+
+        def both() -> int:
+            while True:
+                port = bound(socket.SOCK_STREAM)
+                with suppress(OSError):
+                    return bound(socket.SOCK_DGRAM, port)
+
+        stream = socket.SOCK_STREAM
+        return [Ports(bound(stream), both(), bound(stream)) for _ in range(nodes)]
+
+
+class NodeProcess:
+    """One node. Its conf file can be written anew; its log goes to a file."""
+
+    def __init__(
+        self, name: str, folder: Path, ports: Ports, conf: str, settings: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.ports = ports
+        self.path = folder / f"{name}.toml"
+        self.log_path = folder / f"{name}.log"
+        self.stdout_path = folder / f"{name}.out"
+        self.killed = False
+        self._settings = tuple(settings)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.path.write_text(conf)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return ("127.0.0.1", self.ports.listen)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.listen}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Starts the process and returns at once; see `wait_ready`."""
+        command = [*COMMAND, "run", "-c", str(self.path)]
+        for setting in self._settings:
+            command += ["--set", setting]
+        self.killed = False
+        with self.log_path.open("ab") as log, self.stdout_path.open("ab") as out:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, process_group=0
+            )
+
+    def wait_ready(self) -> None:
+        """Until `/ready` says yes. Fails with the log where the process ends instead."""
+        process = self._process
+        assert process is not None
+
+        def ready() -> bool:
+            assert process.poll() is None, f"{self.name} ended:\n{self.log_text()}"
+            try:
+                return self.ask("/ready")[0] == 200
+            except OSError:
+                return False
+
+        until(ready, START_SECONDS, f"{self.name} is ready")
+
+    def ask(self, path: str, timeout_s: float = 3.0) -> tuple[int, bytes]:
+        """(status, body) of a GET on the admin interface. Raises OSError."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports.admin, timeout=timeout_s)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def document(self) -> dict[str, Any]:
+        """What `/api/v1/node` says now."""
+        status, body = self.ask("/api/v1/node")
+        assert status == 200, body
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    def upstream(self, name: str = "api") -> dict[str, Any]:
+        found: dict[str, Any] = self.document()["upstreams"][name]
+        return found
+
+    def live_members(self) -> list[str]:
+        """Names of the members that this node takes for alive, itself among them."""
+        return sorted(m["name"] for m in self.document()["members"] if m["state"] == "alive")
+
+    def drops(self) -> dict[str, int]:
+        found: dict[str, int] = self.document()["mesh"]["drops"]
+        return found
+
+    def log_text(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def log(self, event: str = "") -> list[dict[str, Any]]:
+        """The log's lines, all or those of one event. Fails where a line is no JSON object."""
+        lines = [json.loads(line) for line in self.log_text().splitlines()]
+        return [line for line in lines if not event or line["event"] == event]
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def reload(self, conf: str | None = None, *, accepted: bool = True) -> None:
+        """Writes the file (if given), sends SIGHUP, waits until the log says what came of it."""
+        event = "reloaded" if accepted else "reload refused"
+        before = len(self.log(event))
+        if conf is not None:
+            self.path.write_text(conf)
+        self.signal(signal.SIGHUP)
+        until(lambda: len(self.log(event)) > before, 5.0, f"{self.name}: {event}")
+
+    def kill(self) -> None:
+        """SIGKILL, and gone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(STOP_SECONDS)
+        self.killed = True
+
+    def terminate(self) -> int:
+        """SIGTERM; returns the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self, seconds: float = STOP_SECONDS) -> int:
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def close(self) -> None:
+        """Ends it in order and judges the end: status 0, no traceback, nothing left behind."""
+        process = self._process
+        if process is None:
+            return
+        try:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            status = process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"{self.name} did not end on SIGTERM") from None
+        assert self.killed or status == 0, f"{self.name} ended with {status}:\n{self.log_text()}"
+        assert "Traceback" not in self.log_text(), self.log_text()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 0)
+            raise AssertionError(f"{self.name} left a process behind")

@@ -1,0 +1,249 @@
+"""Messages through a whole gateway: what arrives at the origin and what comes back, in octets."""
+
+from __future__ import annotations
+
+import pytest
+from fakes.gateway import Client
+from fakes.origin import Connection, Received, answer
+
+
+def test_a_request_passes(make) -> None:
+    gateway, origin = make()
+    with gateway.client() as client:
+        response = client.get(b"/v1/x?a=%2F&b=+c")
+    assert response.status == 200
+    assert response.body == b"hello"
+    request = origin.next_request()
+    assert request.request_line == b"GET /v1/x?a=%2F&b=+c HTTP/1.1"
+    assert request.values(b"host") == [f"localhost:{origin.port}".encode()]
+    assert request.values(b"via") == [b"1.1 egressd-gw-test"]
+
+
+def test_hop_by_hop_fields_stay_here(make) -> None:
+    gateway, origin = make(answer(fields=b"Keep-Alive: timeout=5\r\nX-End: 1\r\n"))
+    with gateway.client() as client:
+        response = client.get(
+            fields=b"Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nX-End: 2\r\nTE: gzip\r\n"
+            b"Proxy-Authorization: Basic eDp5\r\nX-Forwarded-For: 10.0.0.1\r\n"
+        )
+    request = origin.next_request()
+    for name in (b"x-hop", b"te", b"proxy-authorization", b"connection", b"x-forwarded-for"):
+        assert request.values(name) == [], name
+    assert request.values(b"x-end") == [b"2"]
+    assert response.values(b"keep-alive") == []
+    assert response.values(b"x-end") == [b"1"]
+
+
+def test_both_sides_keep_their_connections(make) -> None:
+    gateway, origin = make()
+    for _ in range(2):
+        with gateway.client() as client:
+            for _ in range(3):
+                assert client.get().status == 200
+    assert len(origin.requests) == 6
+    assert origin.connections == 1
+    assert gateway.call(lambda: gateway.upstream("api").pool.idle_count) == 1
+
+
+def test_bodies_with_a_length_pass_both_ways(make) -> None:
+    async def echo(connection: Connection, request: Received) -> None:
+        await connection.send(
+            b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n" % len(request.body) + request.body
+        )
+
+    gateway, origin = make(echo)
+    body = bytes(range(256)) * 4096  # 1 MiB: far beyond every buffer on the way
+    with gateway.client() as client:
+        client.send(
+            b"POST /up HTTP/1.1\r\nHost: api.test\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        client.send(body)
+        response = client.response()
+        assert response.status == 201
+        assert response.body == body
+        assert client.get(b"/next").status == 201
+    assert origin.connections == 1
+
+
+def test_chunked_bodies_pass_both_ways(make) -> None:
+    async def script(connection: Connection, request: Received) -> None:
+        await connection.send(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3;ext=1\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"
+        )
+
+    gateway, origin = make(script)
+    with gateway.client() as client:
+        client.send(
+            b"POST / HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+        )
+        client.send(b"6\r\n world\r\n0\r\n\r\n")
+        response = client.response()
+        assert response.body == b"abcdefg"
+        assert response.values(b"transfer-encoding") == [b"chunked"]
+        assert client.get().body == b"abcdefg"
+    request = origin.next_request()
+    assert request.values(b"transfer-encoding") == [b"chunked"]
+    assert request.body == b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+
+
+def test_a_close_delimited_response_becomes_chunked(make) -> None:
+    async def script(connection: Connection, request: Received) -> bool:
+        await connection.send(b"HTTP/1.1 200 OK\r\n\r\nuntil the end")
+        return False
+
+    gateway, origin = make(script)
+    with gateway.client() as client:
+        response = client.get()
+        assert response.body == b"until the end"
+        assert response.values(b"transfer-encoding") == [b"chunked"]
+        assert client.get().body == b"until the end"
+    assert origin.connections == 2
+
+
+def test_http_1_0_clients_get_what_they_understand(make) -> None:
+    async def script(connection: Connection, request: Received) -> None:
+        await connection.send(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        )
+
+    gateway, origin = make(script)
+    with gateway.client() as client:
+        client.send(b"GET / HTTP/1.0\r\nHost: api.test\r\nConnection: keep-alive\r\n\r\n")
+        response = client.response()
+        assert response.body == b"abc"
+        assert response.values(b"transfer-encoding") == []
+        assert response.value(b"connection") == b"close"
+        assert client.closed()
+    assert origin.next_request().request_line == b"GET / HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "fields"),
+    [
+        (b"HEAD", b"200 OK", b"Content-Length: 5\r\n"),
+        (b"GET", b"204 No Content", b""),
+        (b"GET", b"304 Not Modified", b"Content-Length: 5\r\n"),
+    ],
+)
+def test_responses_without_a_body(make, method: bytes, status: bytes, fields: bytes) -> None:
+    async def script(connection: Connection, request: Received) -> None:
+        await connection.send(b"HTTP/1.1 %s\r\n%s\r\n" % (status, fields))
+
+    gateway, origin = make(script)
+    with gateway.client() as client:
+        for _ in range(2):
+            client.send(b"%s / HTTP/1.1\r\nHost: api.test\r\n\r\n" % method)
+            response = client.response(method)
+            assert response.status == int(status[:3])
+            assert response.values(b"content-length") == ([b"5"] if fields else [])
+    assert origin.connections == 1
+
+
+def test_pipelined_requests_are_answered_in_order(make) -> None:
+    async def script(connection: Connection, request: Received) -> None:
+        body = request.target
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    gateway, _ = make(script)
+    with gateway.client() as client:
+        client.send(b"".join(b"GET /%d HTTP/1.1\r\nHost: api.test\r\n\r\n" % n for n in range(20)))
+        assert [client.response().body for _ in range(20)] == [b"/%d" % n for n in range(20)]
+
+
+def test_a_pipeline_of_refusals_does_not_nest(make) -> None:
+    gateway, _ = make()
+    with gateway.client() as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: nowhere\r\n\r\n" * 1500)
+        assert {client.response().status for _ in range(1500)} == {404}
+
+
+def test_interim_responses_pass(make) -> None:
+    async def script(connection: Connection, request: Received) -> None:
+        await connection.send(
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        )
+
+    gateway, _ = make(script)
+    with gateway.client() as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 103 Early Hints\r\nLink: </a>")
+        assert client.response().status == 200
+        client.send(b"GET / HTTP/1.0\r\nHost: api.test\r\n\r\n")
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_routes_strip_their_prefix_and_match_whole_segments(make) -> None:
+    gateway, origin = make(more='[[route]]\npath = "/api/"\nstrip = "/api"\nupstream = "api"\n')
+    with gateway.client() as client:
+        for sent, wanted in ((b"/api/v1?x", b"/v1?x"), (b"/api", b"/"), (b"/api?q=1", b"/?q=1")):
+            assert client.get(sent, host=b"gw").status == 200
+            assert origin.next_request().target == wanted
+        assert client.get(b"/apiary", host=b"gw").status == 404
+
+
+def test_absolute_form_reaches_the_upstream_of_that_origin(make) -> None:
+    gateway, origin = make()
+    with gateway.client() as client:
+        client.send(b"GET %s/x?y HTTP/1.1\r\nHost: other\r\n\r\n" % origin.url.encode())
+        assert client.response().status == 200
+        assert origin.next_request().request_line == b"GET /x?y HTTP/1.1"
+        client.send(b"GET http://elsewhere.test/ HTTP/1.1\r\nHost: elsewhere.test\r\n\r\n")
+        refused = client.response()
+        assert refused.status == 403
+        assert b"http_request_denied" in refused.value(b"proxy-status")
+
+
+def test_a_large_response_waits_for_a_slow_reader(make) -> None:
+    size = 16 << 20  # far more than the sockets between hold
+
+    async def script(connection: Connection, request: Received) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        piece = bytes(1 << 20)
+        for _ in range(16):
+            await connection.send(piece)
+
+    gateway, _ = make(script)
+    with gateway.client() as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        client.read_until(b"\r\n\r\n")
+        gateway.until(lambda: gateway.connections()[0].write_blocked)
+        # What the transport may hold at its high-water mark, and one read more.
+        assert 0 < gateway.call(_held_octets(gateway)) <= 64 * 1024 + 64 * 1024
+        for _ in range(16):
+            assert len(client.read_exactly(1 << 20)) == 1 << 20
+
+
+def _held_octets(gateway):
+    def look() -> int:
+        return sum(c.transport.get_write_buffer_size() for c in gateway.connections())
+
+    return look
+
+
+def test_request_framing_is_the_gateways_own(make) -> None:
+    """RFC 9112 section 6.1: no message reaches the origin with two framings."""
+    gateway, origin = make()
+    with gateway.client() as client:
+        client.send(
+            b"POST / HTTP/1.1\r\nHost: api.test\r\nContent-Length: 4\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        )
+        assert client.response().status == 400
+        assert client.closed()
+    assert origin.requests == []
+
+
+def test_two_clients_do_not_share_an_answer(make) -> None:
+    async def script(connection: Connection, request: Received) -> None:
+        body = request.values(b"x-who")[0] * 3000
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    gateway, _ = make(script)
+    clients = [Client(gateway.address) for _ in range(8)]
+    for number, client in enumerate(clients):
+        client.send(b"GET / HTTP/1.1\r\nHost: api.test\r\nX-Who: %d\r\n\r\n" % number)
+    for number, client in enumerate(clients):
+        assert client.response().body == b"%d" % number * 3000
+        client.sock.close()
