@@ -1,0 +1,1 @@
+"""What a node tells its operator: health, metrics, and everything it knows as one document."""

@@ -1,0 +1,275 @@
+"""The Prometheus exposition: the node's document again, as metrics with base units.
+
+A custom collector reads the same document as `/api/v1/node` at each scrape, so no metric can differ
+from what the interface shows and nothing is counted twice. The registry is the worker's own, not
+the process-wide one. Labels are bounded: names of upstreams and limits come from the file, reasons
+from tables in the source, members from a mesh of bounded size; no client, key or path is a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.admin.views import node_document
+from gateway.clock import SECOND
+
+if TYPE_CHECKING:
+    from gateway.admin.views import Served
+
+__all__ = ["CONTENT_TYPE", "NodeMetrics"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# (document's key, metric, help) of an upstream's counters.
+_UPSTREAM_COUNTERS = (
+    ("requests", "egressd_requests", "Requests routed to the upstream."),
+    ("admitted", "egressd_admitted", "Requests that all limits let through."),
+    ("waited", "egressd_waits", "Requests that were held before they were decided."),
+    ("wait_s", "egressd_wait_seconds", "Time that requests were held."),
+    ("failed", "egressd_failures", "Requests that failed at or on the way to the upstream."),
+    ("aborted", "egressd_aborts", "Requests whose client left."),
+    ("throttled", "egressd_throttles", "Answers by which the upstream asked for less."),
+    ("pauses", "egressd_pauses", "Pauses and openings of the upstream's breakers."),
+    ("trials", "egressd_trials", "Requests that went as the trial of a half-open breaker."),
+)
+_BREAKER_STATES = ("closed", "open", "half_open")
+_POOL_STATES = ("idle", "open", "dialling")
+# (metric, help, type) of `Server`'s own figures.
+_COUNT_PREFIXES = (
+    # Counted under names with the reason at the end: one metric with a label.
+    ("bad_requests_", "egressd_bad_requests", "Requests refused before routing.", "reason"),
+)
+
+
+class NodeMetrics(Collector):
+    """Collects a worker's figures at each scrape."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """The exposition in CONTENT_TYPE."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> list[Metric]:
+        """Empty: the registry must not read the worker before it has started."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All metric families, from one reading."""
+        document = node_document(self._served)
+        yield from _node(document)
+        upstreams = document["upstreams"]
+        yield from _traffic(upstreams)
+        yield from _breakers(upstreams)
+        yield from _limits(upstreams)
+        yield from _mesh(document)
+        yield from _counts(document["counts"])
+
+
+def _node(document: dict[str, Any]) -> Iterator[Metric]:
+    node = document["node"]
+    build = GaugeMetricFamily(
+        "egressd_build_info", "The build; always 1.", labels=("version", "codec")
+    )
+    build.add_metric((node["version"], node["codec"]), 1)
+    yield build
+    yield _gauge("egressd_uptime_seconds", "Time since the worker was made.", node["uptime_s"])
+    yield _gauge("egressd_ready", "1 while new requests are welcome.", node["ready"])
+    yield _gauge("egressd_connections", "Client connections that are open.", node["connections"])
+    yield _gauge(
+        "egressd_config_reload_success",
+        "1 if the last reload was taken over, or there was none.",
+        node["reload_success"],
+    )
+    yield _gauge(
+        "egressd_config_generation", "Which configuration is in force.", node["generation"]
+    )
+    reloads = CounterMetricFamily("egressd_config_reloads", "Reloads that were taken over.")
+    reloads.add_metric((), node["reloads"])
+    yield reloads
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    family = GaugeMetricFamily(name, text)
+    family.add_metric((), float(value))
+    return family
+
+
+def _traffic(upstreams: dict[str, Any]) -> Iterator[Metric]:
+    for key, name, text in _UPSTREAM_COUNTERS:
+        counter = CounterMetricFamily(name, text, labels=("upstream",))
+        for upstream, figures in upstreams.items():
+            counter.add_metric((upstream,), figures[key])
+        yield counter
+    responses = CounterMetricFamily(
+        "egressd_responses", "Answers of the upstream by class.", labels=("upstream", "class")
+    )
+    refusals = CounterMetricFamily(
+        "egressd_refusals", "Requests that the gateway refused.", labels=("upstream", "reason")
+    )
+    waiting = GaugeMetricFamily("egressd_waiting", "Requests held now.", labels=("upstream",))
+    pool = GaugeMetricFamily(
+        "egressd_upstream_connections",
+        "Connections to the upstream; `open` counts idle and busy ones.",
+        labels=("upstream", "state"),
+    )
+    for upstream, figures in upstreams.items():
+        for status_class, count in figures["responses"].items():
+            responses.add_metric((upstream, status_class), count)
+        refusals.add_metric((upstream, "limit"), figures["refused"])
+        refusals.add_metric((upstream, "breaker"), figures["paused"])
+        waiting.add_metric((upstream,), figures["waiting"])
+        for state in _POOL_STATES:
+            pool.add_metric((upstream, state), figures["pool"][state])
+    yield from (responses, refusals, waiting, pool)
+
+
+def _breakers(upstreams: dict[str, Any]) -> Iterator[Metric]:
+    states = GaugeMetricFamily(
+        "egressd_breaker_state",
+        "1 for the state that the upstream's breaker is in.",
+        labels=("upstream", "state"),
+    )
+    remaining = GaugeMetricFamily(
+        "egressd_breaker_remaining_seconds", "Until its pause ends.", labels=("upstream",)
+    )
+    credentials = GaugeMetricFamily(
+        "egressd_credentials_paused",
+        "Credentials with a breaker that is not closed, of those looked at.",
+        labels=("upstream",),
+    )
+    epochs = CounterMetricFamily(
+        "egressd_breaker_epochs",
+        "Closings and re-openings of the upstream's breaker.",
+        labels=("upstream",),
+    )
+    factor = GaugeMetricFamily(
+        "egressd_rate_factor",
+        "Share of the configured rates in force; below 1 while climbing after a throttle.",
+        labels=("upstream",),
+    )
+    for upstream, figures in upstreams.items():
+        breaker = figures["breaker"]
+        factor.add_metric((upstream,), figures["rate_factor"])
+        for state in _BREAKER_STATES:
+            states.add_metric((upstream, state), float(state == breaker["state"]))
+        remaining.add_metric((upstream,), breaker["remaining_ms"] / 1000)
+        paused = [one for one in figures["credential_breakers"] if one["state"] != "closed"]
+        credentials.add_metric((upstream,), len(paused))
+        epochs.add_metric((upstream,), breaker["epoch"])
+    yield from (states, remaining, credentials, epochs, factor)
+
+
+def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
+    labels = ("upstream", "limit")
+    # A gauge, not a counter: rows that are thrown out take their part of the sum with them.
+    taken = GaugeMetricFamily(
+        "egressd_limit_tokens",
+        "Tokens taken from the rows that are kept: by this node, and by all as it knows.",
+        labels=(*labels, "by"),
+    )
+    level = GaugeMetricFamily(
+        "egressd_limit_level_tokens", "Level of the fullest row.", labels=labels
+    )
+    burst = GaugeMetricFamily("egressd_limit_burst_tokens", "As configured.", labels=labels)
+    rate = GaugeMetricFamily("egressd_limit_rate_tokens_per_second", "In force now.", labels=labels)
+    excess = GaugeMetricFamily(
+        "egressd_limit_excess_tokens",
+        "How far all nodes together may go over rate * w + burst in any window w.",
+        labels=labels,
+    )
+    differs = GaugeMetricFamily(
+        "egressd_limit_differs",
+        "1 while members were told different figures; the smaller ones rule.",
+        labels=labels,
+    )
+    rows = GaugeMetricFamily("egressd_limit_rows", "Rows kept.", labels=labels)
+    evicted = CounterMetricFamily(
+        "egressd_limit_evictions", "Rows thrown out to make room.", labels=labels
+    )
+    refused = CounterMetricFamily(
+        "egressd_limit_held_up",
+        "Requests that it had no room for at their first try.",
+        labels=(*labels, "dry_run"),
+    )
+    for upstream, figures in upstreams.items():
+        for limit in figures["limits"]:
+            values = (upstream, limit["name"])
+            taken.add_metric((*values, "self"), limit["admitted_own"])
+            taken.add_metric((*values, "mesh"), limit["admitted_mesh"])
+            level.add_metric(values, limit["level"])
+            burst.add_metric(values, limit["burst"])
+            if limit["rate_in_force"] is not None:
+                rate.add_metric(values, limit["rate_in_force"])
+            excess.add_metric(values, limit["excess_bound"])
+            differs.add_metric(values, float(limit["differs"]))
+            rows.add_metric(values, limit["rows"])
+            evicted.add_metric(values, limit["evicted"])
+            refused.add_metric((*values, "false"), limit["refused"])
+            refused.add_metric((*values, "true"), limit["would_refuse"])
+    yield from (taken, level, burst, rate, excess, differs, rows, evicted, refused)
+
+
+def _mesh(document: dict[str, Any]) -> Iterator[Metric]:
+    stats = document["mesh"]
+    members = GaugeMetricFamily(
+        "egressd_mesh_members", "Members that this node knows, itself included.", labels=("state",)
+    )
+    by_state: dict[str, int] = {"alive": 0, "suspect": 0, "dead": 0, "left": 0}
+    rtt = GaugeMetricFamily(
+        "egressd_mesh_rtt_seconds", "Last round trip to a member.", labels=("member",)
+    )
+    heard = GaugeMetricFamily(
+        "egressd_mesh_staleness_seconds", "Since a member was last heard.", labels=("member",)
+    )
+    for member in document["members"]:
+        by_state[member["state"]] = by_state.get(member["state"], 0) + 1
+        if member["rtt_ms"] is not None:
+            rtt.add_metric((member["name"],), member["rtt_ms"] / 1000)
+        if member["heard_ms"] is not None and not member["self"]:
+            heard.add_metric((member["name"],), member["heard_ms"] / 1000)
+    for state, count in by_state.items():
+        members.add_metric((state,), count)
+    yield from (members, rtt, heard)
+    for unit in ("datagrams", "bytes"):
+        counter = CounterMetricFamily(
+            f"egressd_mesh_{unit}", f"Mesh {unit} by direction.", labels=("direction",)
+        )
+        for direction in ("received", "sent"):
+            counter.add_metric((direction,), stats.get(f"{unit}_{direction}", 0))
+        yield counter
+    yield _gauge(
+        "egressd_mesh_delay_seconds",
+        "The one-way delay that news is reckoned with (99th percentile); 0 without a mesh.",
+        stats.get("delay_ns", 0) / SECOND,
+    )
+    drops = CounterMetricFamily(
+        "egressd_mesh_drops", "Datagrams refused, by reason.", labels=("reason",)
+    )
+    for reason, count in stats.get("drops", {}).items():
+        drops.add_metric((reason,), count)
+    yield drops
+
+
+def _counts(counts: dict[str, int]) -> Iterator[Metric]:
+    """What the worker counts under a name of its own: one metric each, or a label of one."""
+    plain = dict(counts)
+    for prefix, name, text, label in _COUNT_PREFIXES:
+        family = CounterMetricFamily(name, text, labels=(label,))
+        for key in [key for key in plain if key.startswith(prefix)]:
+            family.add_metric((key.removeprefix(prefix),), plain.pop(key))
+        yield family
+    events = CounterMetricFamily(
+        "egressd_events", "Rare events that the worker counts.", labels=("event",)
+    )
+    for key, count in sorted(plain.items()):
+        events.add_metric((key,), count)
+    yield events

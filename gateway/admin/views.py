@@ -1,0 +1,239 @@
+"""What the admin interface shows: a worker read once, as plain values.
+
+Nothing here is asked for by a request; a poll reads it in well under a millisecond, because the
+rows of a limit and the credentials of a breaker are looked at up to a bound. Durations are
+milliseconds, `*_ns` are CLOCK_MONOTONIC and comparable between the processes of a host. No secret
+and no credential is in it: a credential is the first 8 hexadecimal digits of its keyed hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gateway.clock import MS, SECOND, monotonic_ns
+from gateway.limits.settled import Settled
+
+if TYPE_CHECKING:
+    from gateway.breaker.breaker import Breaker
+    from gateway.breaker.table import BreakerTable
+    from gateway.conf.schema import Conf
+    from gateway.conf.schema_upstream import LimitConf
+    from gateway.limits.policy import LimitSet
+    from gateway.mesh import MeshAdapter, NoMesh
+    from gateway.proxy.graph import Upstream, Worker
+
+__all__ = ["Served", "egressd_version", "live_document", "node_document", "ready_document"]
+
+ROWS_READ_MAX = 1000  # at some 0.4 us a row
+CREDENTIALS_SHOWN_MAX = 100
+
+
+class Served(Protocol):
+    """What the admin interface reads of a `gateway.server.Server`."""
+
+    @property
+    def conf(self) -> Conf: ...
+    @property
+    def worker(self) -> Worker: ...
+    @property
+    def mesh(self) -> MeshAdapter | NoMesh: ...
+    @property
+    def started_ns(self) -> int: ...
+    @property
+    def reloads(self) -> int: ...
+    @property
+    def reload_success(self) -> bool: ...
+    @property
+    def ready(self) -> bool: ...
+
+    def connection_count(self) -> int: ...
+
+
+@cache
+def egressd_version() -> str:
+    """The installed version; "unknown" in a tree that is not installed. Read from disk once."""
+    try:
+        return version("egressd")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def live_document() -> dict[str, Any]:
+    """That the event loop turns: whoever can answer is alive."""
+    return {"live": True}
+
+
+def ready_document(served: Served) -> tuple[int, dict[str, Any]]:
+    """(200 or 503, why): whether new requests should be sent to this node."""
+    if served.worker.draining:
+        return 503, {"ready": False, "why": "draining"}
+    if not served.ready:
+        return 503, {"ready": False, "why": "starting"}
+    return 200, {"ready": True, "why": "serving"}
+
+
+def node_document(served: Served) -> dict[str, Any]:
+    """Everything about the node, for `/api/v1/node`, the metrics, and the demo."""
+    now_ns = monotonic_ns()
+    worker = served.worker
+    conf = served.conf
+    node = getattr(served.mesh, "node", None)  # None: the node stands alone
+    stats: dict[str, Any] = node.stats(now_ns) if node is not None else {"members": []}
+    upstreams = {}
+    for name, upstream in worker.runtime.upstreams.items():
+        upstreams[name] = _upstream(upstream, conf.upstream[name].limit, now_ns)
+    return {
+        "node": {
+            "name": conf.node.name,
+            "version": egressd_version(),
+            "uptime_s": round((now_ns - served.started_ns) / SECOND, 3),
+            "now_ns": now_ns,
+            "generation": worker.runtime.generation,
+            "reloads": served.reloads,
+            "reload_success": served.reload_success,
+            "codec": worker.codec.name,
+            "connections": served.connection_count(),
+            "draining": worker.draining,
+            "ready": ready_document(served)[1]["ready"],
+        },
+        "upstreams": upstreams,
+        "members": [_member(member) for member in stats.pop("members")],
+        "mesh": _mesh(stats),
+        "counts": {**worker.counts, "access_log_dropped": worker.ring_dropped},
+    }
+
+
+def _upstream(upstream: Upstream, limits: Iterable[LimitConf], now_ns: int) -> dict[str, Any]:
+    counts = upstream.counts
+    breakers: BreakerTable = upstream.breakers
+    pool = upstream.pool
+    return {
+        "requests": counts.requests,
+        "admitted": counts.admitted,
+        "waited": counts.waited,
+        "wait_s": round(counts.wait_ns / SECOND, 6),
+        "refused": counts.refused,
+        "paused": counts.paused,
+        "pauses": counts.pauses,
+        "failed": counts.failed,
+        "aborted": counts.aborted,
+        "throttled": counts.throttled,
+        "trials": counts.trials,
+        "slow_head_ms": round(counts.slow_head_ns / MS, 3),
+        "responses": {f"{digit}xx": counts.responses[digit] for digit in range(1, 6)},
+        "waiting": upstream.queue_budget.used,
+        "pool": {"idle": pool.idle_count, "open": pool.open_count, "dialling": pool.dialling_count},
+        "breaker": _breaker(breakers.own, now_ns),
+        "credential_breakers": [
+            {"credential": key.hex()[:8], **_breaker(breaker, now_ns)}
+            for key, breaker in islice(breakers.credentials(), CREDENTIALS_SHOWN_MAX)
+        ],
+        "rate_factor": round(breakers.ramp.factor(now_ns), 4),
+        "limits": _limits(upstream.limit_set, list(limits), now_ns),
+    }
+
+
+def _member(stats: dict[str, Any]) -> dict[str, Any]:
+    """One member, this node itself among them; null where nothing was measured or heard."""
+    host, port = stats["address"]
+    staleness_ns = stats["staleness_ns"]
+    return {
+        "name": stats["name"],
+        "self": stats["self"],
+        "state": stats["state"],
+        "address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "rtt_ms": round(stats["rtt_ns"] / MS, 3) if stats["rtt_ns"] else None,
+        "heard_ms": round(staleness_ns / MS, 3) if staleness_ns is not None else None,
+    }
+
+
+def _mesh(stats: dict[str, Any]) -> dict[str, Any]:
+    """The mesh's own figures; a limit's identity is joined by NUL, which reads badly."""
+    limits = stats.pop("limits", {})
+    named = {identity.replace("\0", "/"): figures for identity, figures in limits.items()}
+    return {**stats, "limits": named}
+
+
+def _breaker(breaker: Breaker, now_ns: int) -> dict[str, Any]:
+    remaining_ns = max(0, breaker.until_ns - now_ns)
+    return {
+        "state": breaker.state.name.lower(),
+        "cause": breaker.cause.name.lower(),
+        "epoch": breaker.epoch,
+        "remaining_ms": -(-remaining_ns // MS),
+        "opened_ns": breaker.opened_ns,
+        "closed_ns": breaker.closed_ns,
+    }
+
+
+def _limits(limit_set: LimitSet, confs: list[LimitConf], now_ns: int) -> list[dict[str, Any]]:
+    """The configured limits in the file's order; the connections' in-flight limit comes last."""
+    documents = []
+    for index, limit in enumerate(limit_set.limits):
+        conf = confs[index] if index < len(confs) else None
+        document = {
+            "name": limit.name,
+            "sync": conf.sync if conf is not None else "local",
+            "algorithm": (
+                conf.algorithm if conf is not None and conf.rate is not None else "in_flight"
+            ),
+            "rate": str(conf.rate) if conf is not None and conf.rate is not None else None,
+            "burst": conf.burst if conf is not None else 0,
+            "quota": limit_set.rules[index].quota,
+            "dry_run": limit.dry_run,
+            "refused": limit_set.refused[index],
+            "would_refuse": limit_set.would_refuse[index],
+        }
+        document.update(_rows(limit, now_ns))
+        documents.append(document)
+    return documents
+
+
+def _rows(limit: Any, now_ns: int) -> dict[str, Any]:
+    """The rows of a limit, whatever its kind, summed up over at most ROWS_READ_MAX of them.
+
+    Mesh rows count their own admissions and know those of their peers; the node's own kinds count
+    what they took. `level` is the fullest row's. `excess_bound` is how far all nodes together may
+    go over rate * w + burst (0: not at all), `differs` that members were told different figures.
+    """
+    if isinstance(limit, Settled):
+        limit = limit.inner
+    own = mesh = rows_read = 0
+    level = 0.0
+    rows = limit.rows() if hasattr(limit, "rows") else iter(limit)
+    for row in islice(rows, ROWS_READ_MAX):
+        rows_read += 1
+        if hasattr(row, "peers"):  # a mesh-wide row
+            own += row.own
+            mesh += row.own + sum(peer.count for peer in row.peers.values())
+        else:
+            own += row.taken
+            mesh += row.taken
+        if hasattr(row, "level"):
+            level = max(level, row.level(now_ns))
+        elif now_ns < getattr(row, "end_ns", now_ns + 1):  # slots held, or a window under way
+            level = max(level, float(row.used))
+    shared: dict[str, Any] = limit.stats() if hasattr(limit, "stats") else {}
+    return {
+        "rows": len(limit),
+        "rows_read": rows_read,
+        "admitted_own": own,
+        "admitted_mesh": mesh,
+        "level": round(level, 3),
+        "evicted": limit.evicted,
+        "started_full": getattr(limit, "started_full", 0),
+        "tight": shared.get("tight", False),
+        "differs": shared.get("differs", False),
+        "excess_bound": round(shared.get("excess_bound", 0.0), 3),
+        "rate_in_force": _rate_in_force(limit),
+    }
+
+
+def _rate_in_force(limit: Any) -> float | None:
+    """Tokens a second now: after a throttle, or while members differ, less than configured."""
+    per_ns = getattr(limit, "rate", None) or getattr(limit, "tokens_per_ns", None)
+    return round(per_ns * SECOND, 3) if per_ns is not None else None

@@ -1,0 +1,88 @@
+"""A worker that was never started, made of real limits, breakers and conf, to be looked at."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.breaker.states import BreakerPolicy
+from gateway.breaker.table import BreakerTable
+from gateway.clock import SECOND, monotonic_ns
+from gateway.conf.load import load
+from gateway.limits.gcra import Gcra
+from gateway.limits.inflight import Inflight
+from gateway.limits.policy import LimitSet, Rule
+from gateway.limits.window import Window
+from gateway.mesh import NoMesh
+from gateway.proxy.graph import Upstream, UpstreamCounts
+from gateway.waiting.fair_queue import Budget
+
+CONF = """
+[node]
+name = "gw-7"
+[[listen]]
+bind = "127.0.0.1:8080"
+[admin]
+bind = "127.0.0.1:9901"
+{token}
+[upstream.api]
+origin = "https://api.example"
+[[upstream.api.limit]]
+name = "account"
+rate = "45/s"
+burst = 5
+[[upstream.api.limit]]
+name = "quota"
+rate = "100/min"
+algorithm = "window"
+sync = "local"
+key = ["credential"]
+[[route]]
+upstream = "api"
+"""
+
+
+@pytest.fixture
+def make_served(tmp_path: Path) -> Callable[..., Any]:
+    """Makes what the admin interface reads of a server; `token` is configured for it."""
+
+    def make(*, token: str = "", mesh: Any = None) -> Any:
+        path = tmp_path / "egressd.toml"
+        path.write_text(CONF.format(token='token = { env = "TOKEN" }' if token else ""))
+        conf = load(str(path), (), {"TOKEN": token})
+        now_ns = monotonic_ns()
+        upstream = Upstream()
+        upstream.name = "api"
+        upstream.counts = UpstreamCounts()
+        upstream.queue_budget = Budget(10)
+        upstream.breakers = BreakerTable(BreakerPolicy(), now_ns, 45.0)
+        upstream.limit_set = LimitSet(
+            [
+                Rule(Gcra("account", 45, SECOND, 5, now_ns=now_ns), 45, SECOND),
+                Rule(Window("quota", 100, 60 * SECOND), 100, 60 * SECOND),
+                Rule(Inflight("connections", 200), 200, 0, in_flight=True),
+            ]
+        )
+        upstream.pool = SimpleNamespace(idle_count=2, open_count=3, dialling_count=1)  # type: ignore[assignment]
+        worker = SimpleNamespace(
+            runtime=SimpleNamespace(generation=4, upstreams={"api": upstream}),
+            codec=SimpleNamespace(name="h11"),
+            draining=False,
+            counts=defaultdict(int, {"bad_requests_bad_request": 2, "stale_connection_retries": 1}),
+            ring_dropped=0,
+        )
+        return SimpleNamespace(
+            conf=conf,
+            worker=worker,
+            mesh=mesh if mesh is not None else NoMesh(b"k" * 32),
+            started_ns=now_ns - 5 * SECOND,
+            reloads=3,
+            reload_success=True,
+            ready=True,
+            connection_count=lambda: 9,
+        )
+
+    return make
