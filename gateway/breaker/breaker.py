@@ -29,7 +29,7 @@ _MS_NS = 1_000_000
 _SECOND_NS = 1_000_000_000
 
 # A pause that grows by less is lengthened here but not told to the peers: a burst of 429s would
-# otherwise be a burst of messages. It is the spacing of the peers' trial ranks (MESH.md 4).
+# otherwise be a burst of messages. It is the spacing of the peers' trial ranks.
 _TELL_NS = 10 * _MS_NS
 
 _C, _O = BreakerState.CLOSED, BreakerState.OPEN

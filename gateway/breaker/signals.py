@@ -1,9 +1,9 @@
 """What a response means for those who come next: wait, wait because it is ill, or nothing at all.
 
 Every API says "too fast" in its own way, and some say it about things that are no rate limit: a
-used-up bill, a locked object, a page that moved. `SIGNALS.md` has the rules and where they come
-from; here is rule 1 (is it a throttle), 2 (may it be tried again) and 7 (whom it concerns), `waits`
-has rule 3. Nothing here raises, whatever the upstream sends.
+used-up bill, a locked object, a page that moved. Three questions are answered here: is it a
+throttle, may it be tried again, whom does it concern; how long is answered in `waits`, and what is
+peculiar to one API stands in `providers`. Nothing here raises, whatever the upstream sends.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _no_retry(reply: Reply, told: Told | None) -> Signal:
 
 
 def _is_throttle(reply: Reply, told: Told | None) -> bool:
-    """Rule 1."""
+    """429 and its kin always are, 503 if it tells a time, others if the API is known for it."""
     status = reply.status
     if status in _THROTTLES or status in reply.profile.throttle_statuses:
         return True
@@ -232,7 +232,7 @@ def _is_lock(reply: Reply) -> bool:
 
 
 def _is_concurrency(reply: Reply) -> bool:
-    """Rule 9: the number at a time was too high, not the rate."""
+    """Whether the number at a time was too high, and not the rate."""
     if reply.first(b"twilio-concurrent-requests") is not None or _is_okta_concurrency(reply):
         return True
     if b"concurrency" in (reply.first(b"stripe-rate-limited-reason") or b""):
@@ -249,7 +249,7 @@ def _is_okta_concurrency(reply: Reply) -> bool:
 
 
 def _should_retry(reply: Reply) -> bool | None:
-    """Rule 2: the upstream's own word wins over everything that statuses suggest."""
+    """The upstream's own word, which wins over everything that statuses suggest."""
     for name in _SHOULD_RETRY:
         value = (reply.first(name) or b"").lower()
         if value in (b"true", b"false"):
@@ -258,7 +258,7 @@ def _should_retry(reply: Reply) -> bool | None:
 
 
 def _scope(reply: Reply) -> str | None:
-    """Rule 7: what the pause concerns, where a field or the API's nature says so."""
+    """What the pause concerns, where a field or the API's nature says so."""
     provider = reply.profile.provider
     if provider.scope is not None:
         return provider.scope

@@ -100,7 +100,7 @@ TRANSITIONS: dict[tuple[BreakerState, Input], tuple[BreakerState, Action]] = {
 
 
 class BreakerPolicy(NamedTuple):
-    """The operator's figures (CONF.md `breaker`); the defaults are those of the manual."""
+    """The operator's figures, `[upstream.NAME.breaker]`; the defaults are those of the manual."""
 
     open_ns: int = 5 * _SECOND_NS
     open_max_ns: int = 300 * _SECOND_NS

@@ -9,7 +9,7 @@ comes and dropped when they have been closed for a while.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gateway.breaker.breaker import Breaker
 from gateway.breaker.outcome import Outcome
@@ -28,6 +28,11 @@ _KEEP_NS = 60_000_000_000
 _LOOKS_MAX = 8
 
 _NOTHING: tuple[Change, ...] = ()
+
+
+def _nobody_else() -> float:
+    """The rate of the others where a node stands alone."""
+    return 0.0
 
 
 class BreakerTable:
@@ -175,10 +180,13 @@ class BreakerTable:
         chance: float,
         trials: Sequence[Trial] = (),
         learn: bool = True,
+        others_per_s: Callable[[], float] = _nobody_else,
     ) -> Sequence[Change]:
         """The upstream said to wait `pause_ns`, or told no time.
 
-        `learn` is false where it is short of capacity and its quota is not in question. Where a
+        `learn` is false where it is short of capacity and its quota is not in question.
+        `others_per_s` gives what the other nodes send: the rate that the upstream found too high
+        is that of all together, and so is the one that is learned. Where a
         breaker other than the throttled one was on trial, its slot comes back: the answer says
         nothing about what opened it.
         """
@@ -188,7 +196,10 @@ class BreakerTable:
         else:
             breaker, sent_epoch = self.own, epochs[0]
         if learn and breaker.state is BreakerState.CLOSED and sent_epoch >= breaker.closed_epoch:
-            self.ramp.throttled(self.own.meter.ok_per_s(now_ns), now_ns)
+            measured_per_s = self.own.meter.ok_per_s(now_ns)
+            if measured_per_s is not None:
+                measured_per_s += others_per_s()
+            self.ramp.throttled(measured_per_s, now_ns)
         trial_epoch = None
         for other, epoch in trials:
             if other is breaker:

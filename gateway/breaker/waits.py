@@ -1,9 +1,8 @@
 """How long a response says to wait: the places where it may say so, in order of precedence.
 
-The order is SIGNALS.md rule 3. Retry-After comes before the RateLimit fields because the draft
-demands it; what is finer than whole seconds comes before Retry-After because it is the same figure
-before rounding. A reset says when a budget is whole again, not when to come back, so it counts
-only where nothing is left.
+Retry-After comes before the RateLimit fields because their draft demands it; what is finer than
+whole seconds comes before Retry-After because it is the same figure before rounding. A reset says
+when a budget is whole again, not when to come back, so it counts only where nothing is left.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def allowances(reply: Reply) -> list[Allowance]:
 
 
 def _in_body(reply: Reply) -> Told | None:
-    """The vendor's own figure, finer than the fields (rule 3 a)."""
+    """The vendor's own figure, finer than the fields."""
     if not reply.has_body:
         return None
     profile = reply.profile
@@ -105,7 +104,7 @@ def _shopify_ns(reply: Reply) -> int | None:
 
 
 def _in_milliseconds(reply: Reply) -> Told | None:
-    """Fields that say their unit in their name (rule 3 b)."""
+    """Fields that say their unit in their name."""
     for name in (b"retry-after-ms", b"x-ms-retry-after-ms", b"x-amz-retry-after"):
         waits = [number_ns(value, MS_NS) for value in reply.numbers(name)]
         longest = max((wait for wait in waits if wait is not None), default=None)
@@ -115,7 +114,7 @@ def _in_milliseconds(reply: Reply) -> Told | None:
 
 
 def _in_retry_after(reply: Reply) -> Told | None:
-    """RFC 9110 section 10.2.3, and the one vendor's spelling of it (rule 3 c)."""
+    """RFC 9110 section 10.2.3, and the one vendor's spelling of it."""
     for name in (b"retry-after", b"x-ratelimit-retry-after"):
         longest = _longest(reply, name, reply.profile.retry_after_unit_ns)
         if longest is not None:
@@ -124,7 +123,7 @@ def _in_retry_after(reply: Reply) -> Told | None:
 
 
 def _of_budgets(reply: Reply, *, sure: bool) -> Told | None:
-    """The fields that describe a budget (rules 3 d to h), where nothing of it is left.
+    """The fields that describe a budget, where nothing of it is left.
 
     `sure`: only what says so outright; after a throttle it is enough that nothing else is said.
     """

@@ -165,7 +165,10 @@ class Gcra(StickTable[GcraRow]):
         self._set_slope(now_ns)
 
     def fill(self, now_ns: int) -> None:
-        """Leaves no row any burst, in one step however many rows there are (MESH.md 4)."""
+        """Leaves no row any burst, in one step however many rows there are.
+
+        Called at the end of a pause: what was held back meanwhile must not come as one burst.
+        """
         self.floor = max(self.floor, self.clock(now_ns) + self.burst)
 
     def clock(self, now_ns: int) -> float:

@@ -92,10 +92,12 @@ def test_a_line_of_no_length() -> None:
     assert ramp.factor(T0) == 1.0
 
 
-def test_a_new_full_rate_keeps_the_share() -> None:
+def test_a_new_full_rate_keeps_the_learned_rate() -> None:
     ramp = Ramp(100.0, 10 * S)
     ramp.throttled(60.0, T0)
     ramp.closed(T0)
     ramp.configure(200.0, 10 * S)
-    assert ramp.factor(T0) == pytest.approx(0.42)
-    assert ramp.learned_per_s == pytest.approx(84.0)
+    assert ramp.factor(T0) == pytest.approx(0.21)
+    assert ramp.learned_per_s == pytest.approx(42.0)
+    ramp.configure(30.0, 10 * S)  # now the operator's own rate is below what was learned
+    assert ramp.factor(T0) == 1.0

@@ -105,6 +105,7 @@ def test_what_pauses() -> None:
 def test_the_upstreams_word_on_retrying() -> None:
     assert read(429, {"Stripe-Should-Retry": "true"}, "stripe").may_retry is True
     assert read(500, {"x-should-retry": "FALSE"}).may_retry is False
+    assert read(409, {"x-should-retry": "false"}).decision is Decision.NO_RETRY
     assert read(404, {"x-should-retry": "false"}) == Signal(Decision.PASS, may_retry=False)
     assert read(429, {"x-should-retry": "maybe"}).may_retry is None
 
@@ -135,10 +136,11 @@ def test_advertised(fields: dict[str, str], advertised: tuple[int | None, ...] |
 
 
 def test_midnight_is_the_accounts() -> None:
-    zone = timezone(timedelta(hours=-7))  # 06:00 UTC is 23:00 there
-    of = profile("hubspot", time_zone=zone)
     fields = [(b"X-HubSpot-RateLimit-Daily-Remaining", b"0")]
-    assert read_signal(429, fields, of, NOW_S * S).wait_ns == 3600 * S
+    for hours, left_h in ((-7, 1), (-6.5, 0.5), (0, 18), (5, 13)):  # it is 06:00 in UTC
+        zone = timezone(timedelta(hours=hours))
+        of = profile("hubspot", time_zone=zone, pause_max_ns=24 * 3600 * S)
+        assert read_signal(429, fields, of, NOW_S * S).wait_ns == left_h * 3600 * S
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])

@@ -15,7 +15,9 @@ def test_slots_are_taken_and_come_back() -> None:
     row = limit.entry(b"", 0)
     for _ in range(2):
         assert row.ask(1, 0) == ROOM
+        row.arrive(1, 0)
         row.take(1, 0)
+    assert (row.taken, limit.arrived) == (2, 2)
     assert row.ask(1, 0) == S
     assert limit.remaining(row, 0) == (0, S)
     row.give_back(1, 0)

@@ -59,6 +59,15 @@ def test_rows_in_use_stay_and_the_table_comes_back_to_its_size() -> None:
     assert len(limit) == 10
 
 
+def test_a_look_up_turns_few_rows_however_many_are_in_use() -> None:
+    limit = Gcra("k", 10, S, 5, keys_max=100)
+    for i in range(100):
+        limit.entry(bytes([i]), 0).waiting = object()
+    limit.entry(b"new", 0)
+    turned = [row.key for row in limit].index(bytes([99]))
+    assert 100 - 1 - turned <= 16
+
+
 def test_shrinking_after_a_reload() -> None:
     limit = Gcra("k", 10, S, 5, keys_max=10)
     rows = [limit.entry(bytes([i]), 0) for i in range(10)]

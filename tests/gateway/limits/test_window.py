@@ -134,7 +134,9 @@ def test_remaining() -> None:
     limit = Window("w", 10, S)
     row = limit.entry(b"", T0)
     assert limit.remaining(row, T0) == (10, 0)
+    row.arrive(4, T0)
     row.take(4, T0)
+    assert (row.taken, limit.arrived) == (4, 4)
     assert limit.remaining(row, T0 + S // 4) == (6, 3 * S // 4)
     row.take(20, T0)
     assert limit.remaining(row, T0)[0] == 0

@@ -155,6 +155,7 @@ def test_higher_priorities_go_first_and_share_among_themselves() -> None:
     push(queue, "b-4", "b")
     push(queue, "vip-5", "vip", priority=7)
     assert drain(queue) == ["vip-5", "a-2", "b-4", "a-3", "spool-1"]
+    assert queue._levels == []  # made-up priorities do not pile up either
 
 
 def test_whoever_leaves_costs_its_client_no_turn() -> None:
