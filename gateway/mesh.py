@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from gateway.breaker.states import BreakerState, Cause, Change
+from gateway.clock import SECOND
 from gateway.proxy import pauses
 from peers.core.config import Config
+from peers.core.counters import MeshLimit
 from peers.core.events import (
     BreakerClosed,
     BreakerOpened,
@@ -85,6 +87,9 @@ class NoMesh:
     ) -> None:
         """Nobody else could send it."""
 
+    def others_per_s(self, upstream: Upstream) -> float:
+        return 0.0
+
     def trial_at_ns(self, upstream: Upstream, change: Change, now_ns: int) -> int:
         return change.until_ns
 
@@ -151,6 +156,15 @@ class MeshAdapter:
     ) -> None:
         """This node sends the one trial; the others wait for what comes of it."""
         self.node.claim_trial(self._scope(upstream.name) + scope, epoch, until_ns, now_ns)
+
+    def others_per_s(self, upstream: Upstream) -> float:
+        """What peers tell of their admissions; the fullest limit is the one that sees them all."""
+        limits = [use.limit for use in upstream.limit_uses if isinstance(use.limit, MeshLimit)]
+        sums = [
+            sum(peer.rate for row in limit.rows() for peer in row.peers.values())
+            for limit in limits
+        ]
+        return max(sums, default=0.0) * SECOND
 
     def trial_at_ns(self, upstream: Upstream, change: Change, now_ns: int) -> int:
         """When it is this node's turn to send the trial."""

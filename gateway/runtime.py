@@ -9,12 +9,14 @@ reference.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from gateway.breaker.outcome import FailureRule
-from gateway.breaker.providers import profile
+from gateway.breaker.providers import Profile, profile
 from gateway.breaker.states import BreakerPolicy
 from gateway.breaker.table import BreakerTable
 from gateway.clock import SECOND
@@ -24,15 +26,28 @@ from gateway.conf.schema import Route as RouteConf
 from gateway.conf.schema_upstream import Headers, LimitConf
 from gateway.conf.schema_upstream import Upstream as UpstreamConf
 from gateway.conf.secret import Secret
+from gateway.connectors.address import NOT_PUBLIC
 from gateway.connectors.dial import DialPlan, TcpDialer, TlsPlan, client_context
 from gateway.h1.codec import HeadLimits
 from gateway.h1.forward import FieldRules
+from gateway.limits.inflight import Inflight
 from gateway.limits.policy import LimitSet, Rule
 from gateway.limits.verdict import Limit
 from gateway.proxy.clients import Client, ClientRule, ClientTable
-from gateway.proxy.graph import LimitUse, Runtime, Timeouts, Upstream, UpstreamCounts, Wait, Worker
+from gateway.proxy.graph import (
+    LimitUse,
+    RetryRule,
+    Runtime,
+    Timeouts,
+    Upstream,
+    UpstreamCounts,
+    Wait,
+    Worker,
+)
 from gateway.proxy.keys import compile_cost, compile_key
 from gateway.proxy.pool import UpstreamPool
+from gateway.proxy.targets import ForwardTable, Pattern
+from gateway.proxy.tunnel import TunnelEnd
 from gateway.proxy.upstream import UpstreamProtocol
 from gateway.registry import MeshLimits, Registry, levers, limit_identity
 from gateway.routes import Route, RouteTable
@@ -40,6 +55,7 @@ from gateway.waiting.fair_queue import Budget
 
 __all__ = ["Assembly", "Plan"]
 
+FORWARD = "forward"  # the name of all `[forward]` targets in counts and logs
 RESPONSE_LIMITS = HeadLimits(head_bytes_max=64 * 1024, fields_max=200)  # an API's, not a client's
 
 
@@ -53,10 +69,18 @@ class Plan(NamedTuple):
 class Assembly:
     """Builds Runtimes for one worker."""
 
-    def __init__(self, worker: Worker, mesh: MeshLimits) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        mesh: MeshLimits,
+        own_addresses: Callable[[], Iterable[tuple[str, int]]] = tuple,
+    ) -> None:
+        """`own_addresses`: where this worker listens; `[forward]` must not lead back to it."""
         self._worker = worker
+        self._own_addresses = own_addresses
         self.registry = Registry(mesh)
         self._generation = 0
+        self._forward: ForwardTable | None = None
 
     def build(self, conf: Conf) -> Runtime:
         """The first Runtime. Raises OSError or ssl.SSLError as `prepare` does."""
@@ -84,7 +108,20 @@ class Assembly:
             ],
             conf.upstream,
         )
-        self.registry.close_pools_but({way for way, _ in plan.ways_out.values()})
+        kept = {way for way, _ in plan.ways_out.values()}
+        self.registry.close_pools_but(kept | {(*way, "tunnel") for way in kept})
+        forward = self._forward
+        if forward is not None:
+            forward.close()
+        patterns = [
+            Pattern(_bracketed(allowed.host), allowed.port, allowed.wildcard)
+            for allowed in conf.forward.allow
+        ]
+        self._forward = ForwardTable(
+            patterns,
+            frozenset(conf.forward.connect_ports),
+            partial(self._forward_upstream, conf),
+        )
         self._generation += 1
         timeouts = [upstream.timeout for upstream in conf.upstream.values()]
         return Runtime(
@@ -98,6 +135,7 @@ class Assembly:
                 ): upstreams[name]
                 for name, upstream in reversed(conf.upstream.items())
             },
+            forward=self._forward,
             upstreams=upstreams,
             clients=ClientTable(
                 [_client(client) for client in conf.client], anonymous=conf.access.anonymous
@@ -112,53 +150,91 @@ class Assembly:
         """Requests that wait go on under the worker's Runtime of now, deadlines unchanged."""
         worker = self._worker
         now_ns = worker.now_ns()
-        for exchange in worker.waitroom.exchanges():
+        held = worker.waitroom.exchanges()
+        for exchange in held:
             worker.waitroom.leave(exchange)
+        for exchange in held:
             exchange.rejoin(worker.runtime.upstreams.get(exchange.upstream_name), now_ns)
 
     async def abort(self) -> None:
         """Ends all upstream connections."""
-        for pool in list(self.registry.pools.values()):
+        pools = list(self.registry.pools.values())
+        if self._forward is not None:
+            for upstream in self._forward.upstreams():
+                pools += (upstream.pool, upstream.tunnels)
+        for pool in pools:
             await pool.abort()
 
     def _upstream(self, name: str, plan: Plan) -> Upstream:
+        """The upstream of that name, with what outlives a reload."""
         conf = plan.conf.upstream[name]
         registry = self.registry
         way, dial_plan = plan.ways_out[name]
+        upstream = self._compile(name, conf, registry.slots(name, conf.connections))
+        upstream.pool = registry.pool(way, lambda: self._pool(conf, dial_plan))
+        tunnel_plan = dial_plan._replace(tls=None)
+        upstream.tunnels = registry.pool(
+            (*way, "tunnel"), lambda: self._pool(conf, tunnel_plan, tunnel=True)
+        )
+        upstream.breakers = self._breakers(conf, registry.breakers.get(name))
+        registry.breakers[name] = upstream.breakers
+        upstream.counts = registry.counts.setdefault(name, UpstreamCounts())
+        if conf.limit and not conf.tunnel:
+            upstream.tunnel_denied = (
+                f"limits of upstream {name} cannot see inside a tunnel: "
+                f"use {_base_url(plan.conf, name)} as the base URL instead of the proxy"
+            )
+        return upstream
+
+    def _forward_upstream(self, conf: Conf, scheme: bytes, host: bytes, port: int) -> Upstream:
+        """An upstream for a `[forward]` target: no limits, its own breaker and connections."""
+        origin = f"{scheme.decode()}://{host.decode()}:{port}"
+        target = UpstreamConf.model_validate({"origin": origin})
+        upstream = self._compile(FORWARD, target, Inflight("connections", target.connections))
+        _, dial_plan = _way_out(target)
+        dial_plan = dial_plan._replace(
+            deny=NOT_PUBLIC if conf.forward.deny_private else frozenset(),
+            own_addresses=self._own_addresses,
+        )
+        upstream.pool = self._pool(target, dial_plan)
+        upstream.tunnels = self._pool(target, dial_plan._replace(tls=None), tunnel=True)
+        upstream.breakers = self._breakers(target, None)
+        upstream.counts = self.registry.counts.setdefault(FORWARD, UpstreamCounts())
+        return upstream
+
+    def _compile(self, name: str, conf: UpstreamConf, slots: Inflight) -> Upstream:
         upstream = Upstream()
         upstream.name = name
         upstream.host_header = _host_header(conf)
-        upstream.pool = registry.pool(way, lambda: self._pool(conf, dial_plan))
         uses = [self._use(name, limit) for limit in conf.limit]
-        slots = registry.slots(name, conf.connections)
-        uses.append(LimitUse(slots, None, None, 0, True, None, None))
+        uses.append(LimitUse(slots, None, None, 0, True, False, None, None))
         upstream.limit_uses = tuple(uses)
         rules = [_rule(use.limit, limit) for use, limit in zip(uses, conf.limit, strict=False)]
         upstream.limit_set = LimitSet([*rules, Rule(slots, conf.connections, 0, in_flight=True)])
-        plain = all(use.key is None and use.cost is None for use in uses)
+        upstream.settled = tuple(i for i, use in enumerate(uses) if use.settled_by)
+        plain = not upstream.settled and all(use.key is None and use.cost is None for use in uses)
         upstream.fixed_keys = (b"",) * len(uses) if plain else None
         upstream.fixed_costs = (1,) * len(uses)
         upstream.queue_budget = Budget(conf.wait.queue)
         fair_by = compile_key([str(conf.wait.fair_by)])
         assert fair_by is not None
-        upstream.wait = Wait(conf.wait.max, fair_by)
-        upstream.breakers = self._breakers(name, conf)
+        upstream.wait = Wait(conf.wait.max, fair_by, conf.wait.prefer)
         upstream.failure = FailureRule(conf.breaker.failure)
-        provider = conf.provider
-        upstream.profile = profile(
-            provider.name,
-            conf.origin.host,
-            retry_after_unit=provider.retry_after_unit,
-            reset_unit=provider.reset_unit,
-            preempt=provider.preempt,
-            time_zone=ZoneInfo(provider.time_zone),
-            pause_max_ns=conf.breaker.pause_max,
-            throttle_statuses=frozenset(conf.breaker.throttle),
-        )
+        upstream.profile = _profile(conf)
         upstream.rules = _field_rules(conf.headers)
         timeout = conf.timeout
-        upstream.timeouts = Timeouts(timeout.response, timeout.body_idle, timeout.total)
-        upstream.counts = registry.counts.setdefault(name, UpstreamCounts())
+        upstream.timeouts = Timeouts(
+            timeout.response, timeout.body_idle, timeout.total, timeout.tunnel
+        )
+        retry = conf.retry
+        upstream.retry = RetryRule(
+            FailureRule(retry.on),
+            retry.attempts,
+            retry.budget,
+            retry.body,
+            retry.methods == "all",
+        )
+        upstream.tunnel_denied = ""
         return upstream
 
     def _use(self, upstream: str, conf: LimitConf) -> LimitUse:
@@ -167,9 +243,13 @@ class Assembly:
         ns_per_token = conf.rate.period_ns // conf.rate.count if conf.rate else 0
         fill, scale = levers(limit)
         key = compile_key([str(part) for part in conf.key])
-        return LimitUse(limit, key, cost, ns_per_token, False, fill, scale)
+        by_credential = fill is not None and [str(part) for part in conf.key] == ["credential"]
+        told_by = conf.cost.header.lower() if conf.cost.kind == "response_header" else ""
+        return LimitUse(
+            limit, key, cost, ns_per_token, False, by_credential, fill, scale, told_by.encode()
+        )
 
-    def _breakers(self, name: str, conf: UpstreamConf) -> BreakerTable:
+    def _breakers(self, conf: UpstreamConf, table: BreakerTable | None) -> BreakerTable:
         figures = conf.breaker
         policy = BreakerPolicy(
             open_ns=figures.open,
@@ -188,18 +268,17 @@ class Assembly:
         ]
         full_per_s = max(rates, default=0.0)
         now_ns = self._worker.now_ns()
-        table = self.registry.breakers.get(name)
         if table is None:
-            table = self.registry.breakers[name] = BreakerTable(policy, now_ns, full_per_s)
-        else:
-            table.configure(policy, full_per_s, now_ns)
+            return BreakerTable(policy, now_ns, full_per_s)
+        table.configure(policy, full_per_s, now_ns)
         return table
 
-    def _pool(self, conf: UpstreamConf, plan: DialPlan) -> UpstreamPool:
+    def _pool(self, conf: UpstreamConf, plan: DialPlan, *, tunnel: bool = False) -> UpstreamPool:
         worker = self._worker
+        make = TunnelEnd if tunnel else UpstreamProtocol
         return UpstreamPool(
             TcpDialer(plan),
-            lambda pool: UpstreamProtocol(worker, pool),
+            lambda pool: make(worker, pool),
             idle_timeout_ns=conf.timeout.idle,
             head_limits=RESPONSE_LIMITS,
         )
@@ -244,6 +323,29 @@ def _bracketed(host: str) -> bytes:
 
 def _digest(path: str | None) -> bytes:
     return hashlib.sha256(Path(path).read_bytes()).digest() if path else b""
+
+
+def _profile(conf: UpstreamConf) -> Profile:
+    provider = conf.provider
+    return profile(
+        provider.name,
+        conf.origin.host,
+        retry_after_unit=provider.retry_after_unit,
+        reset_unit=provider.reset_unit,
+        preempt=provider.preempt,
+        time_zone=ZoneInfo(provider.time_zone),
+        pause_max_ns=conf.breaker.pause_max,
+        throttle_statuses=frozenset(conf.breaker.throttle),
+    )
+
+
+def _base_url(conf: Conf, upstream: str) -> str:
+    """Where a client finds this upstream without a proxy setting, for a refusal's text."""
+    for route in conf.route:
+        if route.upstream == upstream:
+            host = route.host or str(conf.listen[0].bind)
+            return f"http://{host}{route.path.rstrip('/')}"
+    return f"an absolute-form request to {conf.upstream[upstream].origin}"
 
 
 def _rule(limit: Limit, conf: LimitConf) -> Rule:

@@ -118,7 +118,7 @@ class Server:
             self.mesh = MeshAdapter(node, self.worker, self._log_mesh)
             self.driver = MeshDriver(node, self.mesh.events)
         self.worker.mesh = self.mesh
-        self.assembly = Assembly(self.worker, self.mesh)
+        self.assembly = Assembly(self.worker, self.mesh, self.listeners.addresses)
         self.mesh.on_members = self.assembly.registry.resplit
         self.access_log: AccessLog | None = None
 

@@ -33,6 +33,7 @@ _UPSTREAM_COUNTERS = (
     ("wait_s", "egressd_wait_seconds", "Time that requests were held."),
     ("failed", "egressd_failures", "Requests that failed at or on the way to the upstream."),
     ("aborted", "egressd_aborts", "Requests whose client left."),
+    ("retried", "egressd_retries", "Requests sent again."),
     ("throttled", "egressd_throttles", "Answers by which the upstream asked for less."),
     ("pauses", "egressd_pauses", "Pauses and openings of the upstream's breakers."),
     ("trials", "egressd_trials", "Requests that went as the trial of a half-open breaker."),

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from gateway.conf.schema import Conf
     from gateway.conf.schema_upstream import LimitConf
     from gateway.limits.policy import LimitSet
-    from gateway.mesh import MeshAdapter, NoMesh
     from gateway.proxy.graph import Upstream, Worker
 
 __all__ = ["Served", "egressd_version", "live_document", "node_document", "ready_document"]
@@ -40,7 +39,7 @@ class Served(Protocol):
     @property
     def worker(self) -> Worker: ...
     @property
-    def mesh(self) -> MeshAdapter | NoMesh: ...
+    def mesh(self) -> object: ...
     @property
     def started_ns(self) -> int: ...
     @property
@@ -121,6 +120,7 @@ def _upstream(upstream: Upstream, limits: Iterable[LimitConf], now_ns: int) -> d
         "pauses": counts.pauses,
         "failed": counts.failed,
         "aborted": counts.aborted,
+        "retried": counts.retried,
         "throttled": counts.throttled,
         "trials": counts.trials,
         "slow_head_ms": round(counts.slow_head_ns / MS, 3),

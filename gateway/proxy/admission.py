@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.breaker.outcome import Outcome
-from gateway.breaker.signals import read_signal
+from gateway.breaker.signals import PASS, Decision, Signal, read_signal
 from gateway.breaker.states import GO, Cause
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase
@@ -41,6 +41,10 @@ __all__ = [
     "started_waiting",
     "stopped_waiting",
 ]
+
+# Retries are at most `budget` x requests + this many: a quiet upstream's first failure may be
+# tried again, and an outage is not multiplied.
+RETRY_CREDIT_MAX = 10.0
 
 LEASE_MIN_NS = SECOND  # a trial that is silent for less is only slow (MESH.md section 4)
 
@@ -138,16 +142,21 @@ def first_ask(exchange: Admittee, now_ns: int) -> Blocked | None:
     exchange.client = client
     if client.upstreams and upstream.name not in client.upstreams:
         raise GatewayError(ErrorKind.CLIENT_DENIED, "this client may not use this upstream")
-    upstream.counts.requests += 1
-    _find_keys(exchange)
-    exchange.wait_until_ns = now_ns + upstream.wait.max_ns
+    counts = upstream.counts
+    counts.requests += 1
+    if counts.retry_credit < RETRY_CREDIT_MAX:
+        counts.retry_credit += upstream.retry.budget
+    _find_keys(exchange, now_ns)
+    wait = upstream.wait
+    max_ns = _preferred_slow(exchange.head.fields, wait.max_ns) if wait.prefer else wait.max_ns
+    exchange.wait_until_ns = now_ns + max_ns
     return _ask(exchange, now_ns)
 
 
 def ask_anew(exchange: Admittee, now_ns: int) -> Blocked | None:
     """Asks under another Runtime than the one in which the exchange began to wait."""
     exchange.refusal = None
-    _find_keys(exchange)
+    _find_keys(exchange, now_ns)
     return _ask(exchange, now_ns)
 
 
@@ -201,7 +210,7 @@ def granted(exchange: Admittee, now_ns: int) -> None:
     exchange.sent_epochs = breakers.epochs(credential)
 
 
-def answered(exchange: Admittee, head: ResponseHead, head_time_ns: int, now_ns: int) -> None:
+def answered(exchange: Admittee, head: ResponseHead, head_time_ns: int, now_ns: int) -> Signal:
     """A response head came: is it a throttle, a failure, or did the upstream do its work?"""
     upstream = exchange.upstream
     counts = upstream.counts
@@ -209,11 +218,14 @@ def answered(exchange: Admittee, head: ResponseHead, head_time_ns: int, now_ns: 
     counts.responses[status // 100 if status < 600 else 5] += 1
     # A decaying maximum stands for the 99th percentile: 1 % less with each response.
     counts.slow_head_ns = max(head_time_ns, counts.slow_head_ns - counts.slow_head_ns // 100)
+    if upstream.settled:
+        _settle(exchange, head, now_ns)
     trials, exchange.trials = exchange.trials, ()
     worker = exchange.worker
     breakers = upstream.breakers
     changes: Sequence[Change]
-    if status >= 400:
+    signal = PASS
+    if status >= 400 or upstream.profile.preempt:
         signal = read_signal(status, head.fields, upstream.profile, worker.wall_ns())
         if signal.pauses:
             counts.throttled += 1
@@ -225,7 +237,12 @@ def answered(exchange: Admittee, head: ResponseHead, head_time_ns: int, now_ns: 
                 worker.chance(),
                 trials,
                 signal.learns,
+                lambda: worker.mesh.others_per_s(upstream),
             )
+        elif signal.decision is Decision.NO_RETRY and trials:
+            # It says nothing about what opened the breaker: another trial may go.
+            changes = ()
+            _abandon(exchange, trials, now_ns)
         elif upstream.failure.of_status(status) is Outcome.FAILURE:
             changes = breakers.failed(exchange.sent_epochs, now_ns, worker.chance(), trials)
         else:
@@ -234,6 +251,7 @@ def answered(exchange: Admittee, head: ResponseHead, head_time_ns: int, now_ns: 
         changes = breakers.succeeded(exchange.sent_epochs, now_ns, trials)
     if changes:
         pauses.report(worker, upstream, changes, now_ns)
+    return signal
 
 
 def failed(exchange: Admittee, error: GatewayError, now_ns: int) -> None:
@@ -277,7 +295,31 @@ def refusal_fields(exchange: Admittee, error: GatewayError) -> Fields:
     return fields
 
 
-def _find_keys(exchange: Admittee) -> None:
+def _preferred_slow(fields: Fields, max_ns: int) -> int:
+    """What `Prefer: wait=N` asks for (RFC 7240 section 4.3), at most `max_ns`."""
+    for name, value in fields:
+        if name.lower() == b"prefer":
+            for preference in value.split(b","):
+                token, _, seconds = preference.partition(b";")[0].partition(b"=")
+                seconds = seconds.strip().strip(b'"')
+                if token.strip().lower() == b"wait" and seconds.isdigit() and len(seconds) < 10:
+                    return min(max_ns, int(seconds) * SECOND)
+    return max_ns
+
+
+def _settle(exchange: Admittee, head: ResponseHead, now_ns: int) -> None:
+    """The response tells what the request really cost: the rows take the difference."""
+    upstream = exchange.upstream
+    for i in upstream.settled:
+        use = upstream.limit_uses[i]
+        for name, value in head.fields:
+            if name.lower() == use.settled_by and value.isdigit() and len(value) < 10:
+                row: Any = use.limit.entry(exchange.keys[i], now_ns)
+                row.settle(exchange.costs[i], int(value), now_ns)
+                break
+
+
+def _find_keys(exchange: Admittee, now_ns: int) -> None:
     upstream = exchange.upstream
     if upstream.fixed_keys is not None:
         exchange.keys = upstream.fixed_keys
@@ -285,7 +327,11 @@ def _find_keys(exchange: Admittee) -> None:
         return
     uses = upstream.limit_uses
     exchange.keys = tuple([b"" if use.key is None else use.key(exchange) for use in uses])
-    exchange.costs = tuple([1 if use.cost is None else use.cost(exchange) for use in uses])
+    costs = [1 if use.cost is None else use.cost(exchange) for use in uses]
+    for i in upstream.settled:
+        row: Any = uses[i].limit.entry(exchange.keys[i], now_ns)
+        costs[i] = row.reserve()
+    exchange.costs = tuple(costs)
 
 
 def _ask(exchange: Admittee, now_ns: int) -> Blocked | None:
@@ -295,6 +341,10 @@ def _ask(exchange: Admittee, now_ns: int) -> Blocked | None:
         blocked = _ask_breakers(exchange, now_ns)
         if blocked is not None:
             exchange.last_blocked = blocked
+            if exchange.refusal is not None:
+                # It moves from a row's queue to the breaker's: no demand is left at the row.
+                upstream.limit_set.leave(exchange.refusal)
+                exchange.refusal = None
             return blocked
     limit_set = upstream.limit_set
     entries = limit_set.rows(exchange.keys, now_ns)

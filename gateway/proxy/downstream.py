@@ -111,8 +111,10 @@ class DownstreamProtocol(Relay):
             except BadMessage:
                 self.worker.count("requests_cut_off")
 
-    def lost(self) -> None:
+    def forget(self) -> None:
         self.listener.leave(self)
+
+    def lost(self) -> None:
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.client_lost()
@@ -127,7 +129,7 @@ class DownstreamProtocol(Relay):
             exchange.client_lost()
         self.abort()
 
-    def expired(self, now_ns: int) -> None:
+    def timed_out(self, now_ns: int) -> None:
         if self._state is State.BUSY and self.exchange is not None:
             self.exchange.client_silent(now_ns)
         elif self._state is State.HEAD:
@@ -188,6 +190,10 @@ class DownstreamProtocol(Relay):
         self.out.append(error_answer(error, self.worker, close=True, head_only=False))
         self.flush()
         self._linger()
+
+    def take_rest(self) -> bytes:
+        """The octets behind the request that switched protocols."""
+        return self._decoder.take_rest()
 
     def drain(self) -> None:
         """The worker stops: idle connections close now, busy ones after their answer."""

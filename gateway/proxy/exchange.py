@@ -1,97 +1,64 @@
 """One request and its response: from the head's arrival to the last octet, or to what ended it.
 
-    ADMIT   routed, named, asked of breaker and limits      admitted . held . refused
-    HELD    stands in the queue of the row that refused     granted . deadline . client gone
-    DIAL    admitted, waits for a connection                connected . dial failed . client gone
-    SENT    the request goes out, no response head yet      head . upstream gone or silent
-    ANSWER  the response streams                            end . broken on either side
-    OVER    answered; the request's rest may still come     end of the request (bounded)
-
-Nothing here awaits: each method is called by one of the two connections, the pool or the waitroom,
-and leaves the exchange in a state that the next call can meet.
+`stage` has the table of states. Nothing here awaits: each method is called by one of the two
+connections, the pool or the waitroom, and leaves the exchange in a state that the next call can
+meet. `Admittee` is the part that waits, `Respondent` the part that comes back.
 """
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING
 
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
-from gateway.h1 import encode
-from gateway.h1.forward import came_through, forward_request, forward_response, forward_trailers
-from gateway.h1.guard import split_absolute
-from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
+from gateway.h1.forward import came_through, forward_request, upgrade_fields
+from gateway.h1.message import Fields, Framing, RequestHead
 from gateway.proxy import admission
 from gateway.proxy.answers import error_answer
 from gateway.proxy.flow import HELD_BYTES_MAX, PAUSE_HELD, PAUSE_PEER
 from gateway.proxy.graph import AccessRecord
+from gateway.proxy.response import Respondent
+from gateway.proxy.stage import Stage
+from gateway.proxy.targets import find_absolute, find_tunnel
+from gateway.proxy.tunnel import TunnelEnd
 from gateway.routes import strip_path
 
 if TYPE_CHECKING:
     from gateway.proxy.downstream import DownstreamProtocol
-    from gateway.proxy.graph import Upstream, Worker
+    from gateway.proxy.graph import RetryRule, Upstream, Worker
     from gateway.proxy.upstream import UpstreamProtocol
 
-__all__ = ["Exchange", "Stage"]
+__all__ = ["Exchange"]
+
+# RFC 9110 section 9.3.6: a 2xx to CONNECT has neither Content-Length nor Transfer-Encoding.
+TUNNEL_OPEN = b"HTTP/1.1 200 Connection Established\r\n\r\n"
 
 # RFC 9110 section 9.2.2.
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 
 
-class Stage(enum.Enum):
-    ADMIT = Phase.REQUEST
-    HELD = Phase.QUEUE
-    DIAL = Phase.CONNECT
-    SENT = Phase.HEAD
-    ANSWER = Phase.DATA
-    OVER = Phase.NONE
-
-
-class Exchange(admission.Admittee):
-    """The state of one exchange; see the table above."""
+class Exchange(Respondent):
+    """The state of one exchange, and the request's half of its work."""
 
     __slots__ = (
         "_body",
         "_body_bytes",
-        "_framing_out",
-        "_keep",
         "attempts",
-        "bytes_in",
-        "bytes_out",
-        "connected_ns",
-        "connection",
         "dispatched_ns",
-        "downstream",
-        "request_done",
-        "response_ns",
-        "response_started",
-        "stage",
-        "status",
+        "is_connect",
         "trailers",
         "wants_fresh",
     )
 
     def __init__(self, worker: Worker, downstream: DownstreamProtocol, head: RequestHead) -> None:
-        super().__init__(worker, head, downstream.source)
-        self.downstream = downstream
-        self.connection: UpstreamProtocol | None = None
-        self.stage = Stage.ADMIT
-        self.status = 0
+        super().__init__(worker, downstream, head)
         self.attempts = 0
         self.wants_fresh = False
-        self.request_done = head.framing is Framing.NONE
-        self.response_started = False
-        self._keep = False
+        self.is_connect = False
         self.trailers: Fields = []
         self._body: list[bytes] = []
         self._body_bytes = 0
-        self._framing_out = Framing.NONE
-        self.bytes_in = 0
-        self.bytes_out = 0
         self.dispatched_ns = 0
-        self.connected_ns = 0
-        self.response_ns = 0
 
     # Arrival and admission.
 
@@ -119,7 +86,8 @@ class Exchange(admission.Admittee):
         self.attempts += 1
         self.dispatched_ns = now_ns
         admission.granted(self, now_ns)
-        self.upstream.pool.take(self)
+        upstream = self.upstream
+        (upstream.tunnels if self.is_connect else upstream.pool).take(self)
 
     def wait_over(self, now_ns: int) -> None:
         """The deadline came before a turn did (called by the waitroom)."""
@@ -147,31 +115,34 @@ class Exchange(admission.Admittee):
 
     def _route(self) -> None:
         head = self.head
-        runtime = self.worker.runtime
+        worker = self.worker
+        runtime = worker.runtime
         target = head.target
         if head.method == b"CONNECT":
-            raise GatewayError(ErrorKind.NOT_IMPLEMENTED, "CONNECT is not offered")
+            self.is_connect = True
+            self.upstream, host = find_tunnel(runtime, target)
+            self.upstream_name = self.upstream.name
+            self.path = b""
+            self.fields = []
+            head.host = host
+            return
         if target.startswith(b"/") or target == b"*":
             route = runtime.routes.find(head.method, head.host, target)
             if route is None:
                 raise GatewayError(ErrorKind.NO_ROUTE, "no route matches this host and path")
-            self.upstream = route.target
+            upstream = route.target
             self.path = strip_path(target, route.strip)
         else:
-            absolute = split_absolute(target)
-            found = runtime.by_origin.get((absolute.scheme, absolute.host, absolute.port))
-            if found is None:
-                raise GatewayError(ErrorKind.TARGET_DENIED, "no upstream has this origin")
-            self.upstream = found
-            self.path = absolute.path
-        worker = self.worker
-        upstream = self.upstream
+            upstream, self.path, head.host = find_absolute(runtime, target, head.method)
+        self.upstream = upstream
         self.upstream_name = upstream.name
         if came_through(head.fields, worker.pseudonym):
             raise GatewayError(ErrorKind.LOOP, "Via names this gateway")
         self.fields = forward_request(
             head, upstream.host_header or head.host, worker.via, upstream.rules
         )
+        if head.upgrade:
+            self.fields += upgrade_fields(head.upgrade)
 
     def _hold(self, blocked: admission.Blocked, now_ns: int) -> None:
         error = admission.may_wait(self, blocked, now_ns)
@@ -190,12 +161,17 @@ class Exchange(admission.Admittee):
 
     # The request's way out.
 
-    def connected(self, connection: UpstreamProtocol) -> None:
+    def connected(self, connection: UpstreamProtocol | TunnelEnd) -> None:
         """The pool's answer: the request goes out."""
+        now_ns = self.connected_ns = self.worker.now_ns()
+        self.wants_fresh = False
+        if isinstance(connection, TunnelEnd):
+            self.status = 200
+            self.downstream.out.append(TUNNEL_OPEN)
+            self.switch(connection, b"")
+            return
         self.stage = Stage.SENT
         self.connection = connection
-        self.wants_fresh = False
-        now_ns = self.connected_ns = self.worker.now_ns()
         head = self.head
         connection.begin(self, head.method, self.path, self.fields, head.framing)
         if self._body:
@@ -203,9 +179,11 @@ class Exchange(admission.Admittee):
                 connection.send_body(data)
             if not self._keeps_body():
                 self._body.clear()
+        downstream = self.downstream
         if self.request_done:
             self._send_end(now_ns)
-        downstream = self.downstream
+        else:
+            downstream.deadline_ns = now_ns + self.upstream.timeouts.body_idle_ns
         downstream.resume_reading(PAUSE_HELD)
         if not downstream.decoding:
             connection.flush()
@@ -236,6 +214,7 @@ class Exchange(admission.Admittee):
         elif self._body:
             self._body.clear()
         if connection is None and self._body_bytes > HELD_BYTES_MAX:
+            self.downstream.deadline_ns = self.arrival_ns + self.upstream.timeouts.total_ns
             self.downstream.pause_reading(PAUSE_HELD)
 
     def request_end(self, trailers: Fields) -> None:
@@ -260,100 +239,72 @@ class Exchange(admission.Admittee):
         connection.deadline_ns = now_ns + self.upstream.timeouts.response_ns
 
     def _keeps_body(self) -> bool:
-        """Whether the body is kept for the one stale-connection retry."""
-        return self._body_bytes <= HELD_BYTES_MAX and self.head.method in IDEMPOTENT
+        """Whether all of the body so far is kept, to be sent once more if need be."""
+        return self._body_bytes <= self.upstream.retry.body_bytes_max and self._repeatable()
+
+    def _repeatable(self) -> bool:
+        """Whether sending the request twice is safe (RFC 9110 section 9.2.2)."""
+        if self.head.method in IDEMPOTENT:
+            return True
+        return self.upstream.retry.all_methods and any(
+            name.lower() == b"idempotency-key" for name, _ in self.fields
+        )
 
     def upstream_writable(self, yes: bool) -> None:
         """Back-pressure from the upstream: the client's reading follows it."""
-        if yes:
-            self.downstream.resume_reading(PAUSE_PEER)
-        else:
-            self.downstream.pause_reading(PAUSE_PEER)
-
-    # The response's way back.
-
-    def response_head(self, head: ResponseHead) -> None:
-        """A response head came: interim ones pass, the final one decides the rest."""
-        downstream = self.downstream
-        worker = self.worker
-        status = head.status
-        if status < 200:
-            if status == 101:
-                unasked = GatewayError(ErrorKind.BAD_RESPONSE, "101 was not asked for")
-                self.upstream_failed(unasked)
-            elif self.head.minor:
-                fields = forward_response(head, worker.via)
-                downstream.out.append(
-                    encode.response(status, head.reason, fields, Framing.NONE, False)
-                )
+        connection = self.connection
+        if connection is None or self.stage is Stage.OVER:
             return
-        self.stage = Stage.ANSWER
-        self.status = status
-        now_ns = self.response_ns = worker.now_ns()
-        admission.answered(self, head, now_ns - self.connected_ns, now_ns)
-        framing = head.framing
-        if framing is Framing.CHUNKED or framing is Framing.CLOSE:
-            framing = Framing.CHUNKED if self.head.minor else Framing.CLOSE
-        self._framing_out = framing
-        self.response_started = True
-        self._keep = keep = (
-            self.head.keep_alive
-            and self.request_done
-            and framing is not Framing.CLOSE
-            and not worker.draining
-        )
-        fields = forward_response(head, worker.via)
-        downstream.out.append(encode.response(status, head.reason, fields, framing, not keep))
-        connection = self.connection
-        if connection is not None:
-            connection.deadline_ns = now_ns + self.upstream.timeouts.body_idle_ns
-
-    def response_body(self, data: bytes) -> None:
-        """A piece of the response's body came from the upstream."""
-        self.bytes_out += len(data)
-        out = self.downstream.out
-        if self._framing_out is Framing.CHUNKED:
-            out += encode.chunk(data)
-        else:
-            out.append(data)
-        connection = self.connection
-        if connection is not None and not connection.reading_paused:
-            connection.deadline_ns = self.worker.now_ns() + self.upstream.timeouts.body_idle_ns
-
-    def response_end(self, trailers: Fields) -> None:
-        """The response is complete."""
-        if self._framing_out is Framing.CHUNKED:
-            self.downstream.out.append(
-                encode.last_chunk(forward_trailers(trailers) if self.head.te_trailers else [])
-            )
-        connection = self.connection
-        self.connection = None
-        if connection is not None:
-            if self.request_done:
-                connection.end()
-            else:
-                # The upstream answered early; what is left of the request has no reader.
-                connection.drop()
-        self._over(Termination(Source.NONE, Phase.NONE))
-        self.downstream.exchange_done(keep=self._keep)
-
-    def client_writable(self, yes: bool) -> None:
-        """Back-pressure from the client: the upstream's reading follows it."""
-        if self.stage is Stage.OVER:
-            return
-        connection = self.connection
         now_ns = self.worker.now_ns()
         timeouts = self.upstream.timeouts
+        downstream = self.downstream
         if yes:
-            self.downstream.deadline_ns = self.arrival_ns + timeouts.total_ns
-            if connection is not None:
-                connection.deadline_ns = now_ns + timeouts.body_idle_ns
-                connection.resume_reading(PAUSE_PEER)
+            downstream.deadline_ns = now_ns + timeouts.body_idle_ns
+            connection.deadline_ns = 0
+            downstream.resume_reading(PAUSE_PEER)
         else:
-            self.downstream.deadline_ns = now_ns + timeouts.body_idle_ns
-            if connection is not None:
-                connection.deadline_ns = 0  # the silence is ours
-                connection.pause_reading(PAUSE_PEER)
+            # From here on it is the upstream that is slow.
+            downstream.deadline_ns = self.arrival_ns + timeouts.total_ns
+            connection.deadline_ns = now_ns + timeouts.body_idle_ns
+            downstream.pause_reading(PAUSE_PEER)
+
+    # Once more.
+
+    def goes_again(self, status: int, may_retry: bool | None, now_ns: int) -> bool:
+        """Whether this response is dropped and the request sent again, now or after a wait."""
+        retry = self.upstream.retry
+        if status not in retry.on.statuses or may_retry is False or not self._may_repeat(retry):
+            return False
+        return self._again(now_ns)
+
+    def _may_repeat(self, retry: RetryRule) -> bool:
+        return (
+            self.attempts < retry.attempts
+            and self.request_done
+            and self._keeps_body()
+            and self.upstream.counts.retry_credit >= 1.0
+        )
+
+    def _again(self, now_ns: int) -> bool:
+        """Asks for another send, which takes tokens as the first did; False: no room in time."""
+        admission.give_back(self, now_ns)
+        try:
+            blocked = admission.ask_anew(self, now_ns)
+        except GatewayError:
+            return False
+        if blocked is not None and admission.may_wait(self, blocked, now_ns) is not None:
+            return False
+        counts = self.upstream.counts
+        counts.retried += 1
+        counts.retry_credit -= 1.0
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.discard()
+        if blocked is None:
+            self.dispatch(now_ns)
+        else:
+            self._hold(blocked, now_ns)
+        return True
 
     # What goes wrong.
 
@@ -366,8 +317,7 @@ class Exchange(admission.Admittee):
                 error.kind is ErrorKind.UPSTREAM_CLOSED
                 and not connection.fresh
                 and not connection.response_begun
-                and self.head.method in IDEMPOTENT
-                and self._body_bytes <= HELD_BYTES_MAX
+                and self._keeps_body()
             )
             connection.drop()
             if stale:
@@ -379,11 +329,13 @@ class Exchange(admission.Admittee):
         now_ns = self.worker.now_ns()
         admission.failed(self, error, now_ns)
         if self.response_started:
-            kind = ErrorKind.RESPONSE_INCOMPLETE
-            self._over(Termination(kind.source, Phase.DATA))
+            self.over(Termination(error.kind.source, Phase.DATA), error)
             self.downstream.cut(self._framing_out)
-        else:
-            self.fail(error)
+            return
+        retry = self.upstream.retry
+        if error.kind in retry.on.kinds and self._may_repeat(retry) and self._again(now_ns):
+            return
+        self.fail(error)
 
     def upstream_silent(self, now_ns: int) -> None:
         """The upstream's deadline passed: no head, or no more of the body."""
@@ -399,7 +351,7 @@ class Exchange(admission.Admittee):
             self.downstream.abort()
         elif self.response_started:
             self._release()
-            self._over(error.termination)
+            self.over(error.termination)
             self.downstream.cut(self._framing_out)
         else:
             self.fail(error)
@@ -410,7 +362,7 @@ class Exchange(admission.Admittee):
             phase = self.stage.value
             self.upstream.counts.aborted += 1
             self._release()
-            self._over(Termination(Source.CLIENT, phase))
+            self.over(Termination(Source.CLIENT, phase))
 
     def request_broken(self, error: GatewayError) -> None:
         """The client's octets stopped being a message, inside the body."""
@@ -418,7 +370,7 @@ class Exchange(admission.Admittee):
             self.downstream.exchange_done(keep=False)
         elif self.response_started:
             self._release()
-            self._over(error.termination)
+            self.over(error.termination)
             self.downstream.cut(self._framing_out)
         else:
             self.request_done = False
@@ -449,7 +401,7 @@ class Exchange(admission.Admittee):
             )
         )
         self.response_started = True
-        self._over(error.termination, error)
+        self.over(error.termination, error)
         self._body_bytes = 0
         self.downstream.flush_unless_decoding()
         if close:
@@ -461,13 +413,14 @@ class Exchange(admission.Admittee):
         """Lets go of the waitroom's, the pool's and the connection's part in this exchange."""
         self.worker.waitroom.leave(self)
         if self.stage is Stage.DIAL:
-            self.upstream.pool.leave(self)
+            upstream = self.upstream
+            (upstream.tunnels if self.is_connect else upstream.pool).leave(self)
         connection = self.connection
         self.connection = None
         if connection is not None:
             connection.drop()
 
-    def _over(self, termination: Termination, error: GatewayError | None = None) -> None:
+    def over(self, termination: Termination, error: GatewayError | None = None) -> None:
         """Gives back what the exchange held, and records it; once."""
         if self.stage is Stage.OVER:
             return

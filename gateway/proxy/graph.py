@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.proxy.clients import ClientTable
     from gateway.proxy.downstream import DownstreamProtocol
     from gateway.proxy.pool import UpstreamPool
+    from gateway.proxy.targets import ForwardTable
     from gateway.proxy.waitroom import WaitRoom
     from gateway.routes import RouteTable
     from gateway.waiting.fair_queue import Budget
@@ -40,6 +41,7 @@ __all__ = [
     "LimitUse",
     "Listener",
     "Mesh",
+    "RetryRule",
     "Runtime",
     "Timeouts",
     "Upstream",
@@ -59,6 +61,17 @@ class Timeouts(NamedTuple):
     response_ns: int
     body_idle_ns: int
     total_ns: int
+    tunnel_ns: int
+
+
+class RetryRule(NamedTuple):
+    """What is sent again: `on` has the statuses and errors, `budget` retries per request."""
+
+    on: FailureRule
+    attempts: int
+    budget: float
+    body_bytes_max: int
+    all_methods: bool
 
 
 class Wait(NamedTuple):
@@ -66,6 +79,7 @@ class Wait(NamedTuple):
 
     max_ns: int
     fair_by: KeyPart
+    prefer: bool  # whether `Prefer: wait=N` may shorten it, or set it up to `max_ns`
 
 
 class LimitUse(NamedTuple):
@@ -76,8 +90,10 @@ class LimitUse(NamedTuple):
     cost: Callable[[Admittee], int] | None  # None: always 1
     ns_per_token: int  # at the configured rate; 0 for slots
     is_connections: bool
+    by_credential: bool  # its rows are credentials, so a credential's pause concerns one of them
     fill: Callable[[int], None] | None  # takes every row's burst away, as a pause has ended
     scale: Callable[[float, int], None] | None  # lets it drain at a part of its rate
+    settled_by: bytes = b""  # the response field that tells the true cost, lower case
 
 
 class AccessRecord(NamedTuple):
@@ -115,6 +131,8 @@ class UpstreamCounts:
         "refused",
         "requests",
         "responses",
+        "retried",
+        "retry_credit",
         "slow_head_ns",
         "throttled",
         "trials",
@@ -133,6 +151,8 @@ class UpstreamCounts:
         self.failed = 0
         self.aborted = 0
         self.slow_head_ns = 0
+        self.retried = 0
+        self.retry_credit = 10.0
         self.throttled = 0
         self.trials = 0
         self.responses = [0] * 6  # by the first digit of the status
@@ -154,8 +174,12 @@ class Upstream:
         "pool",
         "profile",
         "queue_budget",
+        "retry",
         "rules",
+        "settled",
         "timeouts",
+        "tunnel_denied",
+        "tunnels",
         "wait",
     )
 
@@ -173,6 +197,10 @@ class Upstream:
     profile: Profile
     rules: FieldRules | None
     timeouts: Timeouts
+    settled: tuple[int, ...]  # the limits whose costs responses tell
+    retry: RetryRule
+    tunnels: UpstreamPool
+    tunnel_denied: str  # why CONNECT is refused and what to use instead; "": it is allowed
     counts: UpstreamCounts
 
 
@@ -182,6 +210,7 @@ class Runtime(NamedTuple):
     generation: int
     routes: RouteTable[Upstream]
     by_origin: dict[tuple[bytes, bytes, int], Upstream]
+    forward: ForwardTable
     upstreams: dict[str, Upstream]
     clients: ClientTable
     head_timeout_ns: int
@@ -199,6 +228,10 @@ class Mesh(Protocol):
     def trial_begun(
         self, upstream: Upstream, scope: bytes, epoch: int, until_ns: int, now_ns: int
     ) -> None: ...
+
+    def others_per_s(self, upstream: Upstream) -> float:
+        """Tokens a second that the other nodes take from this upstream together."""
+        ...
 
     def trial_at_ns(self, upstream: Upstream, change: Change, now_ns: int) -> int:
         """When this node may send the trial of an opened breaker."""

@@ -118,6 +118,8 @@ def compile_cost(kind: str, tokens: int, header: str) -> Callable[[Admittee], in
     None stands for 1, which needs no call. A cost that the response tells is asked for as the
     row's mean (`Settled`), so it is none of this function's.
     """
+    if kind == "response_header":
+        return None
     if kind == "fixed":
         return None if tokens == 1 else lambda exchange: tokens
     name = header.lower().encode()

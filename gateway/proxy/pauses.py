@@ -51,15 +51,25 @@ def climb(upstream: Upstream, now_ns: int) -> None:
             use.scale(factor, now_ns)
 
 
+def _fill(upstream: Upstream, credential: bytes, now_ns: int) -> None:
+    """Takes the burst away: of the credential's own rows where a limit has such, or of all."""
+    own = [use.limit for use in upstream.limit_uses if use.by_credential] if credential else []
+    for limit in own:
+        row = limit.entry(b"=" + credential, now_ns)
+        row.fill(now_ns)  # type: ignore[attr-defined]  # a rate's rows have it; by_credential says so
+    if not own:
+        for use in upstream.limit_uses:
+            if use.fill is not None:
+                use.fill(now_ns)
+
+
 def _settle(worker: Worker, upstream: Upstream, change: Change, now_ns: int) -> None:
     breaker = upstream.breakers.get(change.scope)
     if breaker is None:
         return
     if change.state is BreakerState.CLOSED:
         # What was held back must not come as one burst (MESH.md section 4).
-        for use in upstream.limit_uses:
-            if use.fill is not None:
-                use.fill(now_ns)
+        _fill(upstream, change.scope, now_ns)
         climb(upstream, now_ns)
     else:
         upstream.counts.pauses += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from gateway.clock import monotonic_ns
 from gateway.errors import ErrorKind, GatewayError, Phase
@@ -18,7 +18,10 @@ from gateway.h1.codec import HeadLimits
 
 if TYPE_CHECKING:
     from gateway.proxy.exchange import Exchange
+    from gateway.proxy.tunnel import TunnelEnd
     from gateway.proxy.upstream import UpstreamProtocol
+
+    PooledConnection: TypeAlias = UpstreamProtocol | TunnelEnd
 
 __all__ = ["Dialer", "UpstreamPool"]
 
@@ -27,8 +30,8 @@ class Dialer(Protocol):
     """Opens connections to one upstream: resolve, address check, connect, TLS."""
 
     def __call__(
-        self, make: Callable[[], UpstreamProtocol]
-    ) -> Coroutine[None, None, UpstreamProtocol]:
+        self, make: Callable[[], PooledConnection]
+    ) -> Coroutine[None, None, PooledConnection]:
         """A connected protocol made by `make`. Raises GatewayError, and nothing else."""
         ...
 
@@ -53,7 +56,7 @@ class UpstreamPool:
     def __init__(
         self,
         dial: Dialer,
-        make: Callable[[UpstreamPool], UpstreamProtocol],
+        make: Callable[[UpstreamPool], PooledConnection],
         *,
         idle_timeout_ns: int,
         head_limits: HeadLimits,
@@ -62,8 +65,8 @@ class UpstreamPool:
         self._make = make
         self.idle_timeout_ns = idle_timeout_ns
         self.head_limits = head_limits
-        self._idle: list[UpstreamProtocol] = []
-        self._all: set[UpstreamProtocol] = set()
+        self._idle: list[PooledConnection] = []
+        self._all: set[PooledConnection] = set()
         self._waiting: deque[Exchange] = deque()
         self._dials: set[asyncio.Task[None]] = set()
         self.closed = False
@@ -106,7 +109,7 @@ class UpstreamPool:
         if exchange in self._waiting:
             self._waiting.remove(exchange)
 
-    def give(self, connection: UpstreamProtocol) -> None:
+    def give(self, connection: PooledConnection) -> None:
         """A connection whose exchange is over: to the first waiter, or idle."""
         for waiter in self._waiting:
             if connection.fresh or not waiter.wants_fresh:
@@ -119,7 +122,7 @@ class UpstreamPool:
         connection.deadline_ns = monotonic_ns() + self.idle_timeout_ns
         self._idle.append(connection)
 
-    def forget(self, connection: UpstreamProtocol) -> None:
+    def forget(self, connection: PooledConnection) -> None:
         """A connection is gone."""
         self._all.discard(connection)
         if connection in self._idle:

@@ -18,6 +18,7 @@ from gateway.proxy.flow import WRITE_HIGH, peer_has_left
 if TYPE_CHECKING:
     from gateway.proxy.deadlines import Watched
     from gateway.proxy.graph import Worker
+    from gateway.proxy.tunnel import Tunnel
 
 __all__ = ["Relay"]
 
@@ -26,8 +27,9 @@ class Relay(asyncio.BufferedProtocol):
     """One connection of either side.
 
     A subclass gives `received(data)`, `ended()` (the peer sends no more), `lost()` (the connection
-    is gone), `writable(bool)` and `expired(now_ns)`. `out` gathers what one event produces, `flush`
-    writes it at once.
+    is gone), `writable(bool)`, `timed_out(now_ns)` and `forget()` (leave whatever lists it). While
+    `tunnel` is set, it hears of everything but `forget` instead. `out` gathers what one event
+    produces, `flush` writes it at once.
     """
 
     __slots__ = (
@@ -37,6 +39,7 @@ class Relay(asyncio.BufferedProtocol):
         "lost_already",
         "out",
         "transport",
+        "tunnel",
         "watching",
         "worker",
         "write_blocked",
@@ -53,6 +56,7 @@ class Relay(asyncio.BufferedProtocol):
         self.lost_already = False
         self._paused = 0
         self._spoke: set[Watched] | None = None
+        self.tunnel: Tunnel | None = None
 
     # What a subclass does with what happens.
 
@@ -68,7 +72,10 @@ class Relay(asyncio.BufferedProtocol):
     def writable(self, yes: bool) -> None:
         raise NotImplementedError
 
-    def expired(self, now_ns: int) -> None:
+    def timed_out(self, now_ns: int) -> None:
+        raise NotImplementedError
+
+    def forget(self) -> None:
         raise NotImplementedError
 
     # asyncio's side.
@@ -82,14 +89,17 @@ class Relay(asyncio.BufferedProtocol):
         return self.worker.read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.received(bytes(self.worker.read_buffer[:nbytes]))
+        data = bytes(self.worker.read_buffer[:nbytes])
+        if self.tunnel is None:
+            self.received(data)
+        else:
+            self.tunnel.received(self, data)
 
     def eof_received(self) -> bool:
+        """Says whether writing goes on after the peer's FIN: in a tunnel only."""
+        if self.tunnel is not None:
+            return self.tunnel.ended(self)
         self.ended()
-        return not self.transport.is_closing() and self.stays_half_open()
-
-    def stays_half_open(self) -> bool:
-        """Whether writing goes on after the peer's FIN (asyncio closes otherwise)."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -99,15 +109,33 @@ class Relay(asyncio.BufferedProtocol):
         if self._spoke is not None:
             self._spoke.discard(self)
             self._spoke = None
-        self.lost()
+        self.forget()
+        if self.tunnel is None:
+            self.lost()
+        else:
+            self.tunnel.lost(self)
 
     def pause_writing(self) -> None:
         self.write_blocked = True
-        self.writable(False)
+        self._tell_writable(False)
 
     def resume_writing(self) -> None:
         self.write_blocked = False
-        self.writable(True)
+        self._tell_writable(True)
+
+    def _tell_writable(self, yes: bool) -> None:
+        if self.tunnel is None:
+            self.writable(yes)
+        else:
+            self.tunnel.writable(self, yes)
+
+    # The wheel's side.
+
+    def expired(self, now_ns: int) -> None:
+        if self.tunnel is None:
+            self.timed_out(now_ns)
+        else:
+            self.tunnel.expired(self)
 
     # For both sides.
 
@@ -140,7 +168,10 @@ class Relay(asyncio.BufferedProtocol):
         """Reading is paused: ask the kernel whether the peer is still there."""
         sock = self.transport.get_extra_info("socket")
         if sock is not None and sock.fileno() >= 0 and peer_has_left(sock.fileno()):
-            self.peer_left()
+            if self.tunnel is None:
+                self.peer_left()
+            else:
+                self.tunnel.peer_left(self)
 
     def peer_left(self) -> None:
         """The peer closed while its reading was paused. A FIN may follow data still unread, and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.clock import SECOND, monotonic_ns
 from gateway.errors import ErrorKind, GatewayError, Phase
 from gateway.h1 import encode
 from gateway.h1.codec import BadMessage
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["UpstreamProtocol"]
 
+# A new connection costs a round trip, and two more with TLS: about as much as 64 KiB at 10 Mbit/s.
+DISCARD_BYTES_MAX = 64 * 1024
+DISCARD_TIMEOUT_NS = SECOND
+
 
 class UpstreamProtocol(Relay):
     """Writes requests, decodes responses, and tells the exchange.
@@ -27,7 +32,17 @@ class UpstreamProtocol(Relay):
     the stale-connection race, not the upstream's failure (RFC 9110 section 9.2.2).
     """
 
-    __slots__ = ("_chunked", "_decoder", "_done", "_response_begun", "exchange", "fresh", "pool")
+    __slots__ = (
+        "_chunked",
+        "_decoder",
+        "_discarded_bytes",
+        "_discarding",
+        "_done",
+        "_response_begun",
+        "exchange",
+        "fresh",
+        "pool",
+    )
 
     def __init__(self, worker: Worker, pool: UpstreamPool) -> None:
         super().__init__(worker)
@@ -36,6 +51,8 @@ class UpstreamProtocol(Relay):
         self.fresh = True
         self._response_begun = False
         self._done = False
+        self._discarding = False
+        self._discarded_bytes = 0
         self._chunked = False
         self._decoder = worker.codec.response_decoder(self, pool.head_limits)
 
@@ -73,6 +90,15 @@ class UpstreamProtocol(Relay):
         self.deadline_ns = 0
         self._done = True
 
+    def discard(self) -> None:
+        """The exchange sends its request again elsewhere; this response is read to its end, so
+        that the connection can be used again, unless that costs more than a new one."""
+        self.exchange = None
+        self._discarding = True
+        self._discarded_bytes = 0
+        self.deadline_ns = monotonic_ns() + DISCARD_TIMEOUT_NS
+        self.resume_reading(PAUSE_PEER)
+
     def drop(self) -> None:
         """The exchange was broken off: what comes now belongs to nobody."""
         self.exchange = None
@@ -94,15 +120,24 @@ class UpstreamProtocol(Relay):
     def body_received(self, data: bytes) -> None:
         if self.exchange is not None:
             self.exchange.response_body(data)
+        elif self._discarding:
+            self._discarded_bytes += len(data)
 
     def message_complete(self, trailers: Fields) -> None:
         if self.exchange is not None:
             self.exchange.response_end(trailers)
+        elif self._discarding:
+            self._discarding = False
+            self.deadline_ns = 0
+            self._done = True
 
     # The relay's side.
 
     def received(self, data: bytes) -> None:
         exchange = self.exchange
+        if exchange is None and self._discarding:
+            self._discard(data)
+            return
         if exchange is None:
             # Octets on an idle connection answer nothing that was asked (RFC 9112 section 9.2).
             self.worker.count("upstream_unsolicited")
@@ -115,7 +150,21 @@ class UpstreamProtocol(Relay):
             self._bad(bad)
             return
         exchange.downstream.flush()
-        if self._done:
+        if exchange.switching and self.exchange is exchange:
+            self.exchange = None
+            exchange.switch(self, self._decoder.take_rest())
+        elif self._done:
+            self._rest()
+
+    def _discard(self, data: bytes) -> None:
+        try:
+            self._decoder.feed(data)
+        except BadMessage:
+            self.abort()
+            return
+        if self._discarded_bytes > DISCARD_BYTES_MAX:
+            self.abort()
+        elif self._done:
             self._rest()
 
     def ended(self) -> None:
@@ -132,8 +181,10 @@ class UpstreamProtocol(Relay):
         exchange.downstream.flush()
         self._done = False  # the transport closes by itself after this
 
-    def lost(self) -> None:
+    def forget(self) -> None:
         self.pool.forget(self)
+
+    def lost(self) -> None:
         if self.exchange is not None:
             self._closed("connection reset")
 
@@ -141,7 +192,7 @@ class UpstreamProtocol(Relay):
         if self.exchange is not None:
             self.exchange.upstream_writable(yes)
 
-    def expired(self, now_ns: int) -> None:
+    def timed_out(self, now_ns: int) -> None:
         if self.exchange is not None:
             self.exchange.upstream_silent(now_ns)
         else:

@@ -39,7 +39,7 @@ def test_the_document_is_plain_and_complete(make_served: MakeServed) -> None:
 def test_counts_are_shown_as_counted(make_served: MakeServed) -> None:
     served = make_served()
     counts = served.worker.runtime.upstreams["api"].counts
-    shown_otherwise = {"responses", "wait_ns", "slow_head_ns"}
+    shown_otherwise = {"responses", "wait_ns", "slow_head_ns", "retry_credit"}
     names = set(type(counts).__slots__) - shown_otherwise
     for number, name in enumerate(sorted(names), start=1):
         setattr(counts, name, number)

@@ -39,7 +39,6 @@ CASES = {
     ),
     ("upstream.*.protocol", '"h2"'): (A + 'protocol = "h2"', "3: upstream.a.protocol"),
     ("upstream.*.via", ""): (A + 'via = "http://p:1"', "3: upstream.a.via"),
-    ("upstream.*.tunnel", ""): (A + "tunnel = true", "3: upstream.a.tunnel"),
     ("upstream.*.limit.*.sync", '"exact"'): (
         RATE + 'sync = "exact"',
         "6: upstream.a.limit.0.sync",
@@ -52,18 +51,11 @@ CASES = {
         RATE + 'algorithm = "window"',
         "6: upstream.a.limit.0.algorithm",
     ),
-    ("upstream.*.limit.*.cost", "{ response_header = ... }"): (
-        RATE + 'cost = { response_header = "X-Used" }',
-        "6: upstream.a.limit.0.cost",
-    ),
     ("upstream.*.limit.*.learn", '"adopt"'): (
         RATE + 'learn = "adopt"',
         "6: upstream.a.limit.0.learn",
     ),
-    ("upstream.*.wait.prefer", ""): (A + "wait.prefer = true", "3: upstream.a.wait.prefer"),
-    ("upstream.*.retry.on", ""): (A + "retry.on = [503]", "3: upstream.a.retry.on"),
     ("upstream.*.spool", ""): (A + "[upstream.a.spool]", "3: upstream.a.spool"),
-    ("forward.allow", ""): ('[forward]\nallow = ["b:443"]', "2: forward.allow"),
     ("client.*.certificate", ""): (
         MUTUAL_TLS + CLIENT + 'certificate = "c.internal"',
         "4: client.0.certificate",

@@ -1,0 +1,191 @@
+"""The half of an exchange that comes back: the response, on its way to the client.
+
+It decides what the client sees of it: framing for the client's version of HTTP, whether the
+connection can go on, and whether this response is passed on at all or the request sent again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
+from gateway.h1 import encode
+from gateway.h1.forward import forward_response, forward_trailers, upgrade_fields
+from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
+from gateway.proxy import admission
+from gateway.proxy.flow import PAUSE_PEER
+from gateway.proxy.stage import Stage
+from gateway.proxy.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from gateway.proxy.downstream import DownstreamProtocol
+    from gateway.proxy.graph import Worker
+    from gateway.proxy.relay import Relay
+    from gateway.proxy.upstream import UpstreamProtocol
+
+__all__ = ["Respondent"]
+
+
+class Respondent(admission.Admittee):
+    """What an exchange knows of its response. `Exchange` has the request's half."""
+
+    __slots__ = (
+        "_framing_out",
+        "_keep",
+        "bytes_in",
+        "bytes_out",
+        "connected_ns",
+        "connection",
+        "downstream",
+        "request_done",
+        "response_ns",
+        "response_started",
+        "stage",
+        "status",
+        "switching",
+    )
+
+    def __init__(self, worker: Worker, downstream: DownstreamProtocol, head: RequestHead) -> None:
+        super().__init__(worker, head, downstream.source)
+        self.downstream = downstream
+        self.connection: UpstreamProtocol | None = None
+        self.stage = Stage.ADMIT
+        self.status = 0
+        self.request_done = head.framing is Framing.NONE
+        self.response_started = False
+        self.switching = False
+        self._keep = False
+        self._framing_out = Framing.NONE
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.connected_ns = 0
+        self.response_ns = 0
+
+    # What the other half gives.
+
+    def upstream_failed(self, error: GatewayError) -> None:
+        raise NotImplementedError
+
+    def over(self, termination: Termination, error: GatewayError | None = None) -> None:
+        raise NotImplementedError
+
+    def goes_again(self, status: int, may_retry: bool | None, now_ns: int) -> bool:
+        raise NotImplementedError
+
+    # The connection's side.
+
+    def response_head(self, head: ResponseHead) -> None:
+        """A response head came: interim ones pass, the final one decides the rest."""
+        downstream = self.downstream
+        worker = self.worker
+        status = head.status
+        if status < 200:
+            self._interim_slow(head)
+            return
+        now_ns = self.response_ns = worker.now_ns()
+        signal = admission.answered(self, head, now_ns - self.connected_ns, now_ns)
+        if status >= 400 and self.goes_again(status, signal.may_retry, now_ns):
+            return
+        self.stage = Stage.ANSWER
+        self.status = status
+        framing = head.framing
+        if framing is Framing.CHUNKED or framing is Framing.CLOSE:
+            framing = Framing.CHUNKED if self.head.minor else Framing.CLOSE
+        self._framing_out = framing
+        self.response_started = True
+        self._keep = keep = (
+            self.head.keep_alive
+            and self.request_done
+            and framing is not Framing.CLOSE
+            and not worker.draining
+        )
+        fields = forward_response(head, worker.via)
+        downstream.out.append(encode.response(status, head.reason, fields, framing, not keep))
+        connection = self.connection
+        if connection is not None:
+            connection.deadline_ns = now_ns + self.upstream.timeouts.body_idle_ns
+
+    def response_body(self, data: bytes) -> None:
+        """A piece of the response's body came from the upstream."""
+        self.bytes_out += len(data)
+        out = self.downstream.out
+        if self._framing_out is Framing.CHUNKED:
+            out += encode.chunk(data)
+        else:
+            out.append(data)
+        connection = self.connection
+        if connection is not None and not connection.reading_paused:
+            connection.deadline_ns = self.worker.now_ns() + self.upstream.timeouts.body_idle_ns
+
+    def response_end(self, trailers: Fields) -> None:
+        """The response is complete."""
+        if self.switching:
+            return  # a 101 has no body, and its exchange goes on as a tunnel
+        if self._framing_out is Framing.CHUNKED:
+            self.downstream.out.append(
+                encode.last_chunk(forward_trailers(trailers) if self.head.te_trailers else [])
+            )
+        connection = self.connection
+        self.connection = None
+        if connection is not None:
+            if self.request_done:
+                connection.end()
+            else:
+                # The upstream answered early; what is left of the request has no reader.
+                connection.drop()
+        self.over(Termination(Source.NONE, Phase.NONE))
+        self.downstream.exchange_done(keep=self._keep)
+
+    def switch(self, connection: Relay, early_out: bytes) -> None:
+        """Both sides speak another protocol from here on; `early_out` came behind the head."""
+        downstream = self.downstream
+        self.stage = Stage.ANSWER
+        self.response_started = True
+        self.connection = None
+        downstream.exchange = None
+        tunnel = Tunnel(downstream, connection, self.upstream.timeouts.tunnel_ns, self._tunnel_over)
+        tunnel.begin(downstream.take_rest(), early_out)
+
+    # The client's side.
+
+    def client_writable(self, yes: bool) -> None:
+        """Back-pressure from the client: the upstream's reading follows it."""
+        if self.stage is Stage.OVER:
+            return
+        connection = self.connection
+        now_ns = self.worker.now_ns()
+        timeouts = self.upstream.timeouts
+        if yes:
+            self.downstream.deadline_ns = self.arrival_ns + timeouts.total_ns
+            if connection is not None:
+                connection.deadline_ns = now_ns + timeouts.body_idle_ns
+                connection.resume_reading(PAUSE_PEER)
+        else:
+            self.downstream.deadline_ns = now_ns + timeouts.body_idle_ns
+            if connection is not None:
+                connection.deadline_ns = 0  # the silence is ours
+                connection.pause_reading(PAUSE_PEER)
+
+    # Inside.
+
+    def _interim_slow(self, head: ResponseHead) -> None:
+        worker = self.worker
+        fields = forward_response(head, worker.via)
+        if head.status == 101:
+            if not self.head.upgrade or not upgrade_fields(self.head.upgrade):
+                unasked = GatewayError(ErrorKind.BAD_RESPONSE, "101 was not asked for")
+                self.upstream_failed(unasked)
+                return
+            self.switching = True
+            self.status = 101
+            fields += upgrade_fields(head.upgrade)
+        elif not self.head.minor:
+            return  # RFC 9110 section 15.2: never to an HTTP/1.0 client
+        answer = encode.response(head.status, head.reason, fields, Framing.NONE, False)
+        self.downstream.out.append(answer)
+
+    def _tunnel_over(self, source: Source, bytes_in: int, bytes_out: int) -> None:
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
+        phase = Phase.NONE if source is Source.NONE else Phase.DATA
+        self.over(Termination(source, phase))

@@ -1,0 +1,193 @@
+"""Sending again: only as `retry` says, within its budget, and never what cannot be repeated."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from fakes.origin import Connection, Received, answer
+
+from gateway.clock import SECOND
+
+RETRY = 'wait = {{ max = "{wait}" }}\nretry = {{ on = {on}, attempts = {attempts}{more} }}\n'
+
+
+def retry(on: str = "[503]", attempts: int = 3, wait: str = "5s", more: str = "") -> str:
+    return RETRY.format(on=on, attempts=attempts, wait=wait, more=more)
+
+
+def fails_first(times: int, status: bytes = b"503 Busy", fields: bytes = b""):
+    seen = []
+
+    async def script(connection: Connection, request: Received) -> bool | None:
+        seen.append(request)
+        if len(seen) <= times:
+            return await answer(status, b"no", fields)(connection, request)
+        return await answer()(connection, request)
+
+    return script
+
+
+def test_a_listed_status_is_tried_again(make) -> None:
+    gateway, origin = make(fails_first(2), upstream=retry())
+    with gateway.client() as client:
+        response = client.get()
+    assert response.status == 200
+    assert len(origin.requests) == 3
+    pool = gateway.upstream("api").pool
+    # The refused responses were read to their end: no connection was thrown away.
+    gateway.until(lambda: pool.idle_count == pool.open_count == origin.connections)
+    assert gateway.call(lambda: gateway.upstream("api").counts.retried) == 2
+
+
+def test_attempts_are_the_end(make) -> None:
+    gateway, origin = make(fails_first(9), upstream=retry(attempts=2))
+    with gateway.client() as client:
+        response = client.get()
+    assert response.status == 503
+    assert response.body == b"no"
+    assert len(origin.requests) == 2
+
+
+def test_other_statuses_pass(make) -> None:
+    gateway, origin = make(fails_first(9, b"500 Broken"), upstream=retry())
+    with gateway.client() as client:
+        assert client.get().status == 500
+    assert len(origin.requests) == 1
+
+
+def test_a_429_is_absorbed_within_the_deadline(make) -> None:
+    gateway, origin = make(
+        fails_first(1, b"429 Slow", b"Retry-After: 1\r\n"), upstream=retry("[429]", 2)
+    )
+    with gateway.client() as client:
+        assert client.get().status == 200
+    first, second = origin.requests
+    assert second.at_ns - first.at_ns >= SECOND
+
+
+def test_a_429_beyond_the_deadline_is_passed_on(make) -> None:
+    gateway, origin = make(
+        fails_first(1, b"429 Slow", b"Retry-After: 60\r\n"), upstream=retry("[429]", 2)
+    )
+    with gateway.client() as client:
+        begun = time.monotonic()
+        response = client.get()
+        assert time.monotonic() - begun < 1
+    assert response.status == 429
+    assert response.value(b"retry-after") == b"60"
+    assert response.body == b"no"
+    assert len(origin.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "fields", "sent"),
+    [
+        ("", b"", 1),
+        (', methods = "all"', b"", 1),
+        (', methods = "all"', b"Idempotency-Key: 1\r\n", 2),
+    ],
+)
+def test_a_post_needs_an_idempotency_key(make, more: str, fields: bytes, sent: int) -> None:
+    gateway, origin = make(fails_first(1), upstream=retry(more=more))
+    with gateway.client() as client:
+        client.send(
+            b"POST / HTTP/1.1\r\nHost: api.test\r\nContent-Length: 5\r\n%s\r\nhello" % fields
+        )
+        assert client.response().status == (200 if sent == 2 else 503)
+    assert [request.body for request in origin.requests] == [b"hello"] * sent
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_is_sent_again_whole(make, chunked: bool) -> None:
+    gateway, origin = make(fails_first(1), upstream=retry())
+    with gateway.client() as client:
+        if chunked:
+            framing, body = b"Transfer-Encoding: chunked", b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+        else:
+            framing, body = b"Content-Length: 5", b"abcde"
+        client.send(b"PUT / HTTP/1.1\r\nHost: api.test\r\n%s\r\n\r\n%s" % (framing, body))
+        assert client.response().status == 200
+    first, second = origin.requests
+    assert first.body == second.body != b""
+
+
+def test_a_body_that_is_too_long_is_not(make) -> None:
+    gateway, origin = make(fails_first(1), upstream=retry(more=', body = "1KiB"'))
+    with gateway.client() as client:
+        client.send(b"PUT / HTTP/1.1\r\nHost: api.test\r\nContent-Length: 2000\r\n\r\n")
+        client.send(bytes(2000))
+        assert client.response().status == 503
+    assert len(origin.requests) == 1
+
+
+def test_the_budget_ends_a_storm(make) -> None:
+    gateway, origin = make(
+        fails_first(10**6),
+        upstream=retry(attempts=2, more=", budget = 0.0") + "breaker = { failure_min = 999 }",
+    )
+    with gateway.client() as client:
+        for _ in range(30):
+            assert client.get().status == 503
+    # The ten that are always there, and 0 % of 30.
+    assert len(origin.requests) == 30 + 10
+
+
+def test_a_reset_is_tried_again_where_listed(make) -> None:
+    seen = []
+
+    async def script(connection: Connection, request: Received) -> bool | None:
+        seen.append(request)
+        return False if len(seen) == 1 else await answer()(connection, request)
+
+    gateway, origin = make(script, upstream=retry('["reset"]'))
+    with gateway.client() as client:
+        assert client.get().status == 200
+    assert len(origin.requests) == 2
+
+
+def test_each_send_takes_a_token(make) -> None:
+    gateway, origin = make(
+        fails_first(9),
+        upstream='wait = { max = "0s" }\nretry = { on = [503], attempts = 9 }\n'
+        '[[upstream.api.limit]]\nname = "l"\nrate = "3/min"\nburst = 3\n',
+    )
+    with gateway.client() as client:
+        assert client.get().status == 503  # the upstream's own: no room for another send
+        assert client.get().status == 429
+    assert len(origin.requests) == 3
+
+
+def test_the_upstreams_word_against_retrying_wins(make) -> None:
+    gateway, origin = make(
+        fails_first(1, b"503 Busy", b"x-should-retry: false\r\n"), upstream=retry()
+    )
+    with gateway.client() as client:
+        assert client.get().status == 503
+    assert len(origin.requests) == 1
+
+
+def test_prefer_wait_shortens_the_wait(make) -> None:
+    gateway, _ = make(
+        upstream='wait = { max = "30s", prefer = true }\n'
+        '[[upstream.api.limit]]\nname = "l"\nrate = "1/min"\nburst = 1\n'
+    )
+    with gateway.client() as client:
+        assert client.get().status == 200
+        begun = time.monotonic()
+        assert client.get(fields=b"Prefer: respond-async, wait=0\r\n").status == 429
+        assert time.monotonic() - begun < 1
+
+
+def test_costs_that_the_response_tells_are_settled(make) -> None:
+    gateway, origin = make(
+        answer(fields=b"X-Tokens-Used: 40\r\n"),
+        upstream='wait = { max = "0s" }\n[[upstream.api.limit]]\nname = "tokens"\n'
+        'rate = "60/min"\nburst = 50\ncost = { response_header = "X-Tokens-Used" }\n',
+    )
+    with gateway.client() as client:
+        assert client.get().status == 200  # reserved 1, cost 40
+        response = client.get()
+        assert response.status == 429  # the mean is 40 now, and 10 are left
+        assert 28 <= int(response.value(b"retry-after")) <= 31
+    assert len(origin.requests) == 1
