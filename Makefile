@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: env demo test test-slow lint lock clean
+.PHONY: env demo test test-slow bench lint lock clean
 
 env: $(STAMP)
 
@@ -16,7 +16,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $(STAMP)
 
 demo: env
-	$(BIN)/egressd demo
+	$(BIN)/egressd demo $(if $(HOLD),--hold)
 
 lint: env
 	$(BIN)/ruff check .
@@ -28,6 +28,12 @@ test: lint
 
 test-slow: env
 	$(BIN)/pytest -m slow
+
+# Beside HAProxy, nginx, Squid and mitmproxy; as root it installs from Debian what is missing.
+# ARGS="--https --json FILE" and others: see tests/bench/NOTES.md.
+bench: env
+	PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m bench.admission
 
 # Rewrites the lock from pyproject.toml for every platform that Python 3.11 and later runs on.
 lock: env
