@@ -7,12 +7,15 @@ drops records and counts them (`access_log_dropped`): the proxy never waits for 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import queue
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.clock import MS, SECOND
 
@@ -23,6 +26,7 @@ __all__ = ["AccessLog", "json_line", "text_line"]
 
 DRAIN_SECONDS = 0.2  # at 10,000 requests/s 2,000 lines: some 10 ms of formatting per drain
 BATCH = 500  # lines between two turns of the loop: about 2.5 ms
+STOP_SECONDS = 1.0  # what a reader that stands still may cost at the end
 
 
 def _stamp(wall_ns: int) -> str:
@@ -88,59 +92,74 @@ def text_line(record: AccessRecord) -> str:
 class AccessLog:
     """Writes to standard output or a file; `reopen` after the file was moved away.
 
-    Raises OSError from `open` where the path cannot be written.
+    Raises OSError from `open` where the path cannot be written. Lines that could not be written
+    are counted in the worker's `ring_dropped`, as those that found the ring full.
     """
 
     def __init__(self, worker: Worker, target: str, form: str) -> None:
+        self.target = target
+        self.format = form
         self._worker = worker
-        self._target = target
-        self._format: Callable[[AccessRecord], str] = json_line if form == "json" else text_line
+        self._line: Callable[[AccessRecord], str] = json_line if form == "json" else text_line
         self._fd = -1
         self._task: asyncio.Task[None] | None = None
-        self.dropped = 0
+        # A pipe whose reader stands still, or a slow disk, must stop neither the loop nor the
+        # process's end: a thread waits, one that the interpreter does not join.
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_write_for_ever, args=(self._jobs,), daemon=True)
 
     def open(self) -> None:
         """Opens the target (or opens it again)."""
         old = self._fd
-        if self._target == "stdout":
+        if self.target == "stdout":
             self._fd = os.dup(sys.stdout.fileno())
         else:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self._fd = os.open(self._target, flags, 0o640)
+            try:
+                self._fd = os.open(self.target, flags, 0o640)
+            except OSError as error:
+                raise OSError(error.errno, f"log.access: {self.target}: {error.strerror}") from None
         if old >= 0:
-            os.close(old)
+            self._jobs.put(_Job(old, b"", None, None))  # closed behind the lines that are for it
 
     reopen = open
 
     def start(self) -> None:
         """Begins to drain in the background."""
+        self._thread.start()
         self._task = asyncio.get_running_loop().create_task(self._drain_forever())
 
     async def stop(self) -> None:
-        """Writes what is left and closes."""
+        """Writes what is left, for a second at most, and closes."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self.drain()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self.drain()
+        except TimeoutError:
+            pass  # `_write` has counted what was lost
+        self._jobs.put(_Job(self._fd, b"", None, None))
+        self._jobs.put(None)
 
     async def drain(self) -> None:
         """Writes all records that are in the ring now."""
         records, self._worker.ring = self._worker.ring, []
         for start in range(0, len(records), BATCH):
-            if start:
-                await asyncio.sleep(0)
-            lines = [self._format(record) for record in records[start : start + BATCH]]
-            await self._write(("\n".join(lines) + "\n").encode(), len(lines))
+            lines = [self._line(record) for record in records[start : start + BATCH]]
+            try:
+                await self._write(("\n".join(lines) + "\n").encode())
+            except OSError:
+                self._worker.ring_dropped += len(lines)
+            except asyncio.CancelledError:
+                self._worker.ring_dropped += len(records) - start
+                raise
 
-    async def _write(self, data: bytes, lines: int) -> None:
-        # A pipe whose reader stands still, or a slow disk, must not stop the loop: a thread waits.
-        try:
-            await asyncio.get_running_loop().run_in_executor(None, _write_all, self._fd, data)
-        except OSError:
-            self.dropped += lines
+    async def _write(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._jobs.put(_Job(self._fd, data, loop, done))
+        await done
 
     async def _drain_forever(self) -> None:
         while True:
@@ -148,7 +167,34 @@ class AccessLog:
             await self.drain()
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+class _Job(NamedTuple):
+    """Lines for a file, or, without a future, its close."""
+
+    fd: int
+    data: bytes
+    loop: asyncio.AbstractEventLoop | None
+    done: asyncio.Future[None] | None
+
+
+def _write_for_ever(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        if job.loop is None or job.done is None:
+            os.close(job.fd)
+            continue
+        error: OSError | None = None
+        try:
+            view = memoryview(job.data)
+            while view:
+                view = view[os.write(job.fd, view) :]
+        except OSError as failed:
+            error = failed
+        with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
+            job.loop.call_soon_threadsafe(_settle, job.done, error)
+
+
+def _settle(done: asyncio.Future[None], error: OSError | None) -> None:
+    if not done.done():
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from importlib.metadata import version
 
@@ -47,6 +48,10 @@ def main() -> None:
 )
 def run(path: str, overrides: tuple[str, ...]) -> None:
     """Serve. SIGHUP reloads, SIGTERM drains, SIGUSR1 reopens the log."""
+    # Signals that come while the node starts: a reload is remembered, the log is not open yet.
+    noted: list[int] = []
+    signal.signal(signal.SIGHUP, lambda number, _: noted.append(number))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     import uvloop
 
     from gateway.server import ServeError, Server, configure_log, raise_file_limit
@@ -56,7 +61,9 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
     raise_file_limit()
 
     async def serve() -> None:
-        await Server(conf, path, overrides).run()
+        server = Server(conf, path, overrides)
+        server.reload_noted = bool(noted)
+        await server.run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -23,14 +23,14 @@ RETIRE_SECONDS = 0.1  # what the kernel has queued for a listener that goes is a
 TLS_HANDSHAKE_SECONDS = 10.0
 
 
-def bind_socket(bind: Bind) -> socket.socket:
-    """A bound, not yet listening socket. Raises OSError with the address in its text."""
+def bind_socket(what: str, bind: Bind) -> socket.socket:
+    """A bound, not yet listening socket. Raises OSError with `what` and the address in its text."""
     try:
         if bind.kind == "unix":
             return _bind_unix(bind.path)
         return _bind_tcp(bind)
     except OSError as error:
-        raise OSError(error.errno, f"{bind}: {error.strerror or error}") from error
+        raise OSError(error.errno, f"{what} {bind}: {error.strerror or error}") from error
 
 
 def _bind_tcp(bind: Bind) -> socket.socket:
@@ -175,7 +175,7 @@ class Listeners:
         worker = self._worker
         listener = Listener(str(conf.bind), _head_limits(conf), conf.limits.connections)
         context = server_context(conf)
-        sock = bind_socket(conf.bind)
+        sock = bind_socket("listen", conf.bind)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
             lambda: DownstreamProtocol(worker, listener),

@@ -54,11 +54,20 @@ def node_config(conf: Conf) -> Config:
         cluster=mesh.cluster,
         bind=bind,
         advertise=(mesh.advertise.host, mesh.advertise.port) if mesh.advertise else bind,
-        join=tuple(
-            (("dns:" if address.dns else "") + address.host, address.port) for address in mesh.join
-        ),
-        keys=tuple(key.reveal_bytes() for key in mesh.keys),
+        keys=sealing_keys(conf),
+        join=join_addresses(conf),
     )
+
+
+def sealing_keys(conf: Conf) -> tuple[bytes, ...]:
+    """The mesh's keys, the one that seals first."""
+    return tuple(key.reveal_bytes() for key in conf.mesh.keys) if conf.mesh else ()
+
+
+def join_addresses(conf: Conf) -> tuple[tuple[str, int], ...]:
+    """Where members may be found, as the driver wants them: "dns:NAME" is a group."""
+    join = conf.mesh.join if conf.mesh else ()
+    return tuple((("dns:" if at.dns else "") + at.host, at.port) for at in join)
 
 
 class NoMesh:

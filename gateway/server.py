@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import sys
@@ -21,11 +22,11 @@ from gateway.breaker.states import BreakerState, Cause, Change
 from gateway.clock import MS, monotonic_ns, wall_ns
 from gateway.conf.changes import cannot_change, diff
 from gateway.conf.faults import ConfError
-from gateway.conf.load import load
+from gateway.conf.load import load, placed
 from gateway.conf.schema import Conf
 from gateway.h1.codec import load_codec
 from gateway.listening import Listeners, bind_socket, server_context
-from gateway.mesh import MeshAdapter, NoMesh, node_config
+from gateway.mesh import MeshAdapter, NoMesh, join_addresses, node_config, sealing_keys
 from gateway.proxy import pauses
 from gateway.proxy.graph import Worker
 from gateway.proxy.waitroom import WaitRoom
@@ -36,6 +37,7 @@ from peers.driver import MeshDriver
 __all__ = ["ServeError", "Server", "configure_log", "raise_file_limit"]
 
 DRAIN_LOOK_SECONDS = 0.02
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 TICK_SECONDS = 0.25  # a ramp that grows 2 % a second moves by half a percent
 PSEUDONYM_PREFIX = "egressd-"
 
@@ -81,6 +83,11 @@ def raise_file_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def _reason(error: OSError | ImportError) -> str:
+    """The text of an error, without the number that the operating system has for it."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
 class Server:
     """One worker from start to stop."""
 
@@ -98,6 +105,8 @@ class Server:
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._stops = 0
+        self._handles_signals = False
+        self.reload_noted = False  # a SIGHUP came while the node was starting
         loop = asyncio.get_running_loop()
         chance = random.SystemRandom()
         self.worker = Worker(
@@ -132,10 +141,12 @@ class Server:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 await self._start(stack)
-            except OSError as error:
-                raise ServeError(str(error)) from error
+            except (OSError, ImportError) as error:
+                raise ServeError(_reason(error)) from error
             if signals:
                 self._on_signals()
+            if self.reload_noted:
+                self._reload.set()
             self.ready = True
             self.log.info(
                 "serving",
@@ -158,25 +169,32 @@ class Server:
         stack.callback(self.worker.wheel.stop)
         self._tick()
         stack.callback(lambda: self._ticking.cancel())
-        if conf.log.access != "off":
-            self.access_log = AccessLog(self.worker, conf.log.access, conf.log.format)
-            self.access_log.open()
-            self.access_log.start()
-            stack.push_async_callback(self.access_log.stop)
+        self.access_log = self._make_access_log(conf)
+        stack.push_async_callback(self._stop_access_log)
         if self.driver is not None:
-            await self.driver.start()
+            await self._start_mesh(self.driver)
             stack.push_async_callback(self.driver.stop)
         if conf.admin is not None:
             from gateway.admin.app import AdminServer
 
-            sock = bind_socket(conf.admin.bind)
+            sock = bind_socket("admin", conf.admin.bind)
             interface = AdminServer(self, sock)
             await interface.start()
             stack.push_async_callback(interface.stop)
         stack.callback(self.listeners.abort)
         await self.listeners.open_new(conf.listen)
 
+    async def _start_mesh(self, driver: MeshDriver) -> None:
+        bind = self.conf.mesh.bind if self.conf.mesh is not None else None
+        try:
+            await driver.start()
+        except OSError as error:
+            # The loops put the address into their text in two ways; the key is what helps.
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise OSError(error.errno, f"mesh.bind {bind}: {reason}") from error
+
     def _on_signals(self) -> None:
+        self._handles_signals = True
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -222,6 +240,12 @@ class Server:
         cut = listeners.abort()
         await asyncio.sleep(0)
         self.log.info("stopped", connections_cut=cut)
+        if self._handles_signals:
+            # What is still to be done is bounded. A signal that comes now must not kill the process
+            # when the loop, as it closes, brings the default actions back.
+            for number in SIGNALS:
+                asyncio.get_running_loop().remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
 
     def connection_count(self) -> int:
         """Client connections that are open now."""
@@ -261,18 +285,19 @@ class Server:
         begun_ns = monotonic_ns()
         try:
             new = await asyncio.to_thread(load, self.path, self.overrides)
-            faults = cannot_change(self.conf, new)
-            if faults:
-                raise ConfError(faults)
+            findings = cannot_change(self.conf, new)
+            if findings:
+                raise ConfError(placed(findings, self.path, self.overrides))
             await self._apply(new)
         except ConfError as error:
             self.reload_success = False
             for fault in error.faults:
                 self.log.error("reload refused", fault=str(fault))
             return False
-        except OSError as error:  # a certificate that cannot be read, an address that is taken
+        except (OSError, ImportError) as error:
+            # A certificate that cannot be read, an address that is taken, a codec not installed.
             self.reload_success = False
-            self.log.error("reload refused", fault=str(error))
+            self.log.error("reload refused", fault=_reason(error))
             return False
         self.reload_success = True
         self.reloads += 1
@@ -280,13 +305,43 @@ class Server:
         return True
 
     async def _apply(self, new: Conf) -> None:
-        plan = self.assembly.prepare(new)  # may raise; nothing is changed yet
+        """Makes all that can fail, then swaps. Raises OSError or ImportError with nothing done."""
+        old = self.conf
+        plan = self.assembly.prepare(new)
+        codec = load_codec(new.node.codec)
         for listen in new.listen:
             server_context(listen)
+        logs_anew = (new.log.access, new.log.format) != (old.log.access, old.log.format)
+        access_log = self._make_access_log(new) if logs_anew else self.access_log
         await self.listeners.open_new(new.listen)
-        changes = diff(self.conf, new)
+        # From here on nothing fails.
+        changes = diff(old, new)
         self.worker.runtime = self.assembly.commit(plan)
+        self.worker.codec = codec
         self.listeners.settle(new.listen)
         self.conf = new
+        if new.log.level != old.log.level:
+            configure_log(new.log.level)
+        if self.driver is not None:
+            self.driver.node.set_keys(sealing_keys(new))
+            if join_addresses(new) != join_addresses(old):
+                self.driver.set_join(join_addresses(new))
         self.log.info("configuration changed", changes=changes or ["nothing"])
         self.assembly.rejoin_held()
+        if logs_anew:
+            old_log, self.access_log = self.access_log, access_log
+            if old_log is not None:
+                await old_log.stop()
+
+    def _make_access_log(self, conf: Conf) -> AccessLog | None:
+        """An open log that drains, or None where it is off. Raises OSError."""
+        if conf.log.access == "off":
+            return None
+        access_log = AccessLog(self.worker, conf.log.access, conf.log.format)
+        access_log.open()
+        access_log.start()
+        return access_log
+
+    async def _stop_access_log(self) -> None:
+        if self.access_log is not None:
+            await self.access_log.stop()

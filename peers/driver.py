@@ -56,6 +56,8 @@ class MeshDriver:
         self._flushing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._snapshots = 0
+        self._names = node.config.join
+        self._resolving: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
@@ -80,17 +82,24 @@ class MeshDriver:
         self._transport = transport
         udp: socket.socket = transport.get_extra_info("socket")
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-        self._server = await asyncio.start_server(self._serve_snapshot, config.bind[0], self.port)
+        try:
+            self._server = await asyncio.start_server(
+                self._serve_snapshot, config.bind[0], self.port
+            )
+        except OSError:
+            transport.close()
+            raise
         self.node.on_wake = self.poke
-        self._spawn(self._resolve_for_ever())
+        self.set_join(self._names)
         self.node.tick(self._clock())
         self._flush_soon()
 
     async def stop(self) -> None:
-        """Says good-bye, twice against loss, and closes everything."""
+        """Says good-bye, twice against loss, and closes everything. A second call does nothing."""
         self.node.on_wake = None
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -101,15 +110,20 @@ class MeshDriver:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
+            self._server = None
         if self._transport is not None:
             self._transport.close()
+            self._transport = None
             await asyncio.sleep(0)  # the transport closes its socket in the loop's next turn
-        self._transport = None
 
     def poke(self) -> None:
         """After local work: what is due leaves in this turn of the loop, and the timer is set
         anew. Cheap when called again in the same turn."""
         self._flush_soon()
+
+    def socket_lost(self) -> None:
+        """The socket is gone: nothing is sent or timed any more, and peers will notice."""
+        self._transport = None
 
     # -- datagrams and time
 
@@ -131,11 +145,12 @@ class MeshDriver:
         if now_ns >= node.next_wake_ns():
             node.tick(now_ns)
         self._send(node.datagrams_to_send(now_ns))
+        self._ask_snapshot()
+        self._arm(node.next_wake_ns())
+        # Last, so that an exception of the owner's stops neither the timer nor the datagrams.
         events = node.events_received()
         if events:
             self._on_events(events)
-        self._ask_snapshot()
-        self._arm(node.next_wake_ns())
 
     def _arm(self, wake_ns: int) -> None:
         assert self._loop is not None
@@ -157,7 +172,11 @@ class MeshDriver:
         if transport is None:
             return
         for data, address in datagrams:
-            transport.sendto(data, address)
+            try:
+                transport.sendto(data, address)
+            except (OSError, ValueError):
+                # A member that advertises an address of another family than our socket's.
+                self.send_errors += 1
 
     # -- snapshots over TCP: records with a length of four bytes before them
 
@@ -179,7 +198,7 @@ class MeshDriver:
                 finally:
                     writer.close()
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
-            return  # the next member is asked, or joining ends by time
+            self.node.snapshot_failed()
         self._flush_soon()
 
     async def _serve_snapshot(
@@ -205,10 +224,17 @@ class MeshDriver:
 
     # -- names
 
+    def set_join(self, names: Iterable[Address]) -> None:
+        """Other names to join by, from now on; who is a member already stays one."""
+        self._names = tuple(names)
+        if self._resolving is not None:
+            self._resolving.cancel()
+        self._resolving = self._spawn(self._resolve_for_ever())
+
     async def _resolve_for_ever(self) -> None:
         """Resolves the names among the join addresses: at the start, with back-off where one
         fails, and groups (dns:NAME) every 30 s."""
-        names = self.node.config.join
+        names = self._names
         pause_s = 1.0
         while True:
             found, failed = await self._resolve(names)
@@ -239,10 +265,11 @@ class MeshDriver:
                 found[cast(Address, info[4][:2])] = None
         return list(found), failed
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 class _Protocol(asyncio.DatagramProtocol):
@@ -251,6 +278,9 @@ class _Protocol(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         self._driver.datagram_received(data, (addr[0], addr[1]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._driver.socket_lost()
 
     def error_received(self, exc: Exception) -> None:
         """A member's port is closed (ICMP): the probes find that out by themselves."""

@@ -202,6 +202,7 @@ class Simulation:
     def _fetch_snapshot(self, sim: SimNode, node: Node, target: Address) -> None:
         other = self._by_address.get(target)
         if other is None or not self.network.reaches(sim.address, target):
+            node.snapshot_failed()
             return
         request = node.snapshot_request()
         # TCP: one round trip to connect, one for the answer.
@@ -209,6 +210,7 @@ class Simulation:
 
     def _answer(self, sim: SimNode, node: Node, other: SimNode, request: bytes) -> None:
         if other.node is None or not self.network.reaches(sim.address, other.address):
+            node.snapshot_failed()
             return
         for record in other.node.snapshot_answer(request, sim.address, self.now_ns):
             delay_ns = self.network.delay_max_ns

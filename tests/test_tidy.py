@@ -83,6 +83,14 @@ HOT = [
     "gateway/h1/encode.py",
     "gateway/h1/forward.py",
     "peers/core/counters.py",
+    "peers/core/rows.py",
+    "gateway/h1/chunked.py",
+    "gateway/h1/framer.py",
+    "gateway/h1/guard.py",
+    "gateway/h1/names.py",
+    "gateway/proxy/response.py",
+    "gateway/proxy/targets.py",
+    "gateway/proxy/tunnel.py",
 ]
 HOT_BANNED_CALLS = {
     "create_task",

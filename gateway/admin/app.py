@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["AdminServer", "make_app"]
 
 # A monitor, a scraper, `top`, a few curls, and as many again that hang.
-CONNECTIONS_MAX = 64
+CONNECTIONS_MAX = 1024
 BACKLOG = 64
 KEEP_ALIVE_SECONDS = 15  # longer than the usual scrape interval of 10 s
 SILENCE_SECONDS = 10

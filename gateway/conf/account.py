@@ -50,10 +50,16 @@ def account(conf: Conf, members: int) -> list[str]:
     `members` is the number of nodes (with their workers) that share the limits.
     """
     names = "member" if members == 1 else "members"
-    lines = [
-        f"{len(conf.listen)} listeners, {len(conf.upstream)} upstreams, {len(conf.route)} routes, "
-        f"{len(conf.client)} clients; the mesh is taken as {members} {names}"
-    ]
+    counted = ", ".join(
+        f"{count} {name}" if count == 1 else f"{count} {name}s"
+        for name, count in (
+            ("listener", len(conf.listen)),
+            ("upstream", len(conf.upstream)),
+            ("route", len(conf.route)),
+            ("client", len(conf.client)),
+        )
+    )
+    lines = [f"{counted}; the mesh is taken as {members} {names}"]
     for name, upstream in sorted(conf.upstream.items()):
         lines.append(f"upstream {name}: {upstream.origin}, {_routes_text(conf, name)}")
         lines += (f"  {_limit_text(limit, members)}" for limit in upstream.limit)

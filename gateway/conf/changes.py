@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from gateway.conf.faults import Fault
+from gateway.conf.faults import Finding
 from gateway.conf.fields import Printed, Section
 from gateway.conf.schema import Conf, Route
 from gateway.conf.secret import Secret
 
 __all__ = ["RESTART_KEYS", "cannot_change", "diff"]
 
-# The name and the mesh's address identify the member to its peers, the workers are processes, and
-# the admin socket is held by whoever asks for the reload.
-RESTART_KEYS = ("node.name", "node.workers", "mesh.bind", "admin.bind")
+# The name and the mesh's addresses identify the member to its peers, the cluster names every
+# counter, the workers are processes, and the admin socket is held by whoever asks for the reload.
+RESTART_KEYS = (
+    "node.name",
+    "node.workers",
+    "mesh.cluster",
+    "mesh.bind",
+    "mesh.advertise",
+    "admin.bind",
+)
 
 _NOTHING = "(none)"
 _LISTS_OF_TABLES = ("listen", "client", "limit")
@@ -22,14 +29,14 @@ _LISTS_OF_TABLES = ("listen", "client", "limit")
 _LINES_MAX = 200
 
 
-def cannot_change(old: Conf, new: Conf, file: str = "") -> list[Fault]:
-    """A fault for each of RESTART_KEYS that differs; `file` is the one that was read again."""
+def cannot_change(old: Conf, new: Conf) -> list[Finding]:
+    """A finding for each of RESTART_KEYS that differs."""
     found = []
     for key in RESTART_KEYS:
         before, after = _value(old, key), _value(new, key)
         if before != after:
             message = f"cannot change while running ({before} -> {after}); restart to change it"
-            found.append(Fault(file, 0, key, message))
+            found.append(Finding(tuple(key.split(".")), message))
     return found
 
 

@@ -9,7 +9,7 @@ is said about their surroundings is dropped, so that no fault is a consequence o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,7 +23,7 @@ from gateway.conf.schema import Conf
 from gateway.conf.secret import Surroundings
 from gateway.conf.sources import Sources, collect
 
-__all__ = ["load"]
+__all__ = ["load", "placed"]
 
 # A round takes out what is wrong; a table that lacks a key then goes as a whole, and so do those
 # around it, of which there are at most six.
@@ -49,6 +49,15 @@ def load(
     if found or conf is None:
         raise ConfError(_in_order(found, sources))
     return conf
+
+
+def placed(
+    findings: Iterable[Finding], path: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> list[Fault]:
+    """Findings about a configuration that was loaded, with the file and line of each key."""
+    sources = collect(os.fspath(path))
+    apply_overrides(sources, list(overrides))
+    return [sources.fault(*finding) for finding in findings]
 
 
 def _in_order(found: list[Fault], sources: Sources) -> list[Fault]:

@@ -216,7 +216,9 @@ def parse_advertise(value: object) -> HostPort:
     text = _text(value, 'an address such as "10.0.0.1:7946"')
     pair = _host_port(text)
     address = _ip(pair.host)
-    if address is not None and (address.is_unspecified or address.is_multicast):
+    if address is None:
+        raise ValueError(f"{shown(text)} is a name; peers need the node's IP address")
+    if address.is_unspecified or address.is_multicast:
         raise ValueError(f"{shown(text)} cannot be reached by others; use the node's own address")
     return pair
 

@@ -1,26 +1,74 @@
-"""Opens one connection to an upstream: resolve, connect to each address in turn, TLS.
+"""Opens one connection to an upstream: resolve, judge the addresses, connect, TLS.
 
 Every way to fail becomes a GatewayError of its own kind, so that the client's answer, the log and
 the metrics say which step failed.
+
+TLS is tried on the address that connected first, and on no other. HAProxy does the same: a failed
+handshake is the answer of a server that is there. To go on would hide a bad certificate, or an
+attacker's, behind the next address, and would let one dial last a handshake's time for each.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
+import os
 import socket
 import ssl
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import ip_address
+from typing import NamedTuple, TypeVar
 
-from gateway.clock import SECOND, monotonic_ns
+from gateway.clock import SECOND
+from gateway.connectors.address import (
+    SELF_CONNECTION,
+    AddressClass,
+    AddressDenied,
+    Endpoint,
+    IPAddress,
+    classify,
+    parse_ip,
+    unmapped,
+)
+from gateway.connectors.happy_eyeballs import Connect, first_connected, interleave
 from gateway.errors import ErrorKind, GatewayError, Phase
-from gateway.proxy.upstream import UpstreamProtocol
+from gateway.proxy.relay import Relay
 
-__all__ = ["DialPlan", "TcpDialer", "TlsPlan", "client_context"]
+__all__ = [
+    "DialPlan",
+    "Resolve",
+    "TcpDialer",
+    "TlsPlan",
+    "client_context",
+    "system_resolve",
+    "tcp_connect",
+]
 
-_UNROUTABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
+# A name's further addresses are ignored. 250 ms apart, the default budget of 3 s begins 12 attempts
+# and no more; a name of a thousand addresses, all refusing, must not make a port scan of a dial.
+ADDRESSES_MAX = 16
+
+# What a failed connect means; any other number is the far side's refusal.
+_KINDS = {
+    errno.ETIMEDOUT: ErrorKind.CONNECT_TIMEOUT,
+    errno.ENETUNREACH: ErrorKind.UNREACHABLE,
+    errno.EHOSTUNREACH: ErrorKind.UNREACHABLE,
+    errno.EADDRNOTAVAIL: ErrorKind.UNREACHABLE,
+    errno.EAFNOSUPPORT: ErrorKind.UNREACHABLE,  # a host without IPv6
+    errno.EMFILE: ErrorKind.CONNECTIONS_USED_UP,
+    errno.ENFILE: ErrorKind.CONNECTIONS_USED_UP,
+    errno.ENOBUFS: ErrorKind.CONNECTIONS_USED_UP,
+    errno.ENOMEM: ErrorKind.CONNECTIONS_USED_UP,
+}
+
+_LOOPBACK = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
+_ANY_PORT = 9  # discard, RFC 863; nothing is sent to it
+
+Resolve = Callable[[str, int], Awaitable[list[Endpoint]]]
+"""The addresses of a name, best first. Raises OSError or ValueError where there are none."""
+
+
+R = TypeVar("R", bound=Relay)
 
 
 class TlsPlan(NamedTuple):
@@ -31,7 +79,13 @@ class TlsPlan(NamedTuple):
 
 
 class DialPlan(NamedTuple):
-    """Where and how to connect. `addresses` replaces resolution of `host` where it is not empty."""
+    """Where and how to connect. `addresses` replaces resolution of `host` where it is not empty.
+
+    `connect_timeout_ns` is one budget for resolving and all attempts; TLS has its own. `deny` is
+    for targets that a client chose: addresses of these classes are not connected to.
+    `own_addresses` gives (host, port) of our listeners, wildcards included, where a target must
+    not be one of them: the gateway would talk to itself until its connections are used up.
+    """
 
     host: str
     port: int
@@ -39,6 +93,8 @@ class DialPlan(NamedTuple):
     tls: TlsPlan | None
     connect_timeout_ns: int
     tls_timeout_ns: int
+    deny: frozenset[AddressClass] = frozenset()
+    own_addresses: Callable[[], Iterable[tuple[str, int]]] | None = None
 
 
 def client_context(
@@ -58,84 +114,134 @@ def client_context(
     return context
 
 
+async def system_resolve(host: str, port: int) -> list[Endpoint]:
+    """What the host's resolver says, in its order (RFC 6724).
+
+    The look-up has a thread of the loop's, which a cancelled caller leaves to finish by itself.
+    uvloop loses the scope of a link-local address here; written as a literal it keeps it.
+    """
+    infos = await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+    )
+    found = []
+    for *_, sockaddr in infos:
+        parsed = parse_ip(str(sockaddr[0]))
+        if parsed is not None:
+            scope_id = int(sockaddr[3]) if len(sockaddr) == 4 else 0
+            found.append(Endpoint(parsed[0], port, scope_id))
+    return found
+
+
+async def tcp_connect(endpoint: Endpoint) -> socket.socket:
+    """One attempt. Raises GatewayError; no socket is left behind, also when cancelled."""
+    try:
+        sock = socket.socket(socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET)
+    except OSError as error:
+        raise _connect_error(endpoint, error) from None
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Not loop.sock_connect, which resolves the address once more and drops its scope.
+        failed = sock.connect_ex(endpoint.sockaddr)
+        if failed == errno.EINPROGRESS:
+            await _writable(sock)
+            failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not failed and sock.getsockname() == sock.getpeername():
+            # Nobody listens there: the kernel happened to choose the target's port for our side,
+            # and the socket is connected to itself (RFC 9293 section 3.5, simultaneous open).
+            failed = errno.ECONNREFUSED
+        if failed:
+            raise OSError(failed, os.strerror(failed))
+    except OSError as error:
+        sock.close()
+        raise _connect_error(endpoint, error) from None
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 class TcpDialer:
-    """The Dialer of one upstream."""
+    """The Dialer of one upstream.
 
-    __slots__ = ("plan",)
+    `denied` counts refused addresses by reason. `resolve` and `connect` are its two ways to ask
+    the world outside.
+    """
 
-    def __init__(self, plan: DialPlan) -> None:
+    __slots__ = ("_connect", "_resolve", "denied", "plan")
+
+    def __init__(
+        self, plan: DialPlan, *, resolve: Resolve = system_resolve, connect: Connect = tcp_connect
+    ) -> None:
         self.plan = plan
+        self._resolve = resolve
+        self._connect = connect
+        self.denied: dict[str, int] = {}
 
-    async def __call__(self, make: Callable[[], UpstreamProtocol]) -> UpstreamProtocol:
-        plan = self.plan
-        error = GatewayError(ErrorKind.DNS_ERROR, f"{plan.host}: no address", phase=Phase.CONNECT)
-        # One budget for resolving and all addresses: a dead one may use an even part of the rest.
-        deadline_ns = monotonic_ns() + plan.connect_timeout_ns
-        addresses = await self._addresses()
-        for position, (family, address, port) in enumerate(addresses):
-            left_ns = max(0, deadline_ns - monotonic_ns()) // (len(addresses) - position)
-            try:
-                sock = await self._connect(family, address, port, left_ns)
-                return await self._wrap(sock, make)
-            except GatewayError as failed:
-                error = failed
-        raise error
+    async def __call__(self, make: Callable[[], R]) -> R:
+        return await self._wrap(await self._first(), make)
 
-    async def _addresses(self) -> list[tuple[socket.AddressFamily, str, int]]:
+    async def _first(self) -> socket.socket:
+        """A socket that is connected within the budget, to an address that is allowed."""
         plan = self.plan
-        targets = plan.addresses or ((plan.host, plan.port),)
-        found: list[tuple[socket.AddressFamily, str, int]] = []
-        for host, port in targets:
-            try:
-                literal = ipaddress.ip_address(host)
-            except ValueError:
-                found += await self._resolve(host, port)
-            else:
-                family = socket.AF_INET if literal.version == 4 else socket.AF_INET6
-                found.append((family, host, port))
+        endpoints: list[Endpoint] = []
+        try:
+            async with asyncio.timeout(plan.connect_timeout_ns / SECOND):
+                endpoints = await self._endpoints()
+                return await first_connected(self._allowed(endpoints), self._connect)
+        except TimeoutError:
+            if not endpoints:
+                raise GatewayError(ErrorKind.DNS_TIMEOUT, plan.host, phase=Phase.CONNECT) from None
+            others = f" and {len(endpoints) - 1} more" if len(endpoints) > 1 else ""
+            detail = f"{plan.host}: {endpoints[0]}{others}"
+            raise GatewayError(ErrorKind.CONNECT_TIMEOUT, detail, phase=Phase.CONNECT) from None
+
+    async def _endpoints(self) -> list[Endpoint]:
+        plan = self.plan
+        found: list[Endpoint] = []
+        try:
+            for host, port in plan.addresses or ((plan.host, plan.port),):
+                literal = parse_ip(host)
+                if literal is not None:
+                    found.append(Endpoint(literal[0], port, _scope_id(literal[1])))
+                else:
+                    found += interleave(await self._resolve(host, port))[:ADDRESSES_MAX]
+        except (OSError, ValueError) as error:  # ValueError: not even a name
+            detail = f"{plan.host}: {error}"
+            raise GatewayError(ErrorKind.DNS_ERROR, detail, phase=Phase.CONNECT) from None
+        if not found:
+            detail = f"{plan.host}: no address"
+            raise GatewayError(ErrorKind.DNS_ERROR, detail, phase=Phase.CONNECT)
         return found
 
-    async def _resolve(self, host: str, port: int) -> list[tuple[socket.AddressFamily, str, int]]:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self.plan.connect_timeout_ns / SECOND):
-                infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except TimeoutError:
-            raise GatewayError(ErrorKind.DNS_TIMEOUT, host, phase=Phase.CONNECT) from None
-        except (OSError, UnicodeError) as error:
-            detail = f"{host}: {error}"
-            raise GatewayError(ErrorKind.DNS_ERROR, detail, phase=Phase.CONNECT) from None
-        return [(info[0], str(info[4][0]), port) for info in infos]
+    def _allowed(self, endpoints: list[Endpoint]) -> list[Endpoint]:
+        """Those that may be connected to. Raises AddressDenied where there is none."""
+        allowed: list[Endpoint] = []
+        first: tuple[Endpoint, str] | None = None
+        for endpoint in endpoints:
+            reason = self._denial(endpoint)
+            if not reason:
+                allowed.append(endpoint)
+                continue
+            self.denied[reason] = self.denied.get(reason, 0) + 1
+            first = first or (endpoint, reason)
+        if first is not None and not allowed:
+            detail = f"{self.plan.host}: {first[0]} is not allowed: {first[1]}"
+            raise AddressDenied(first[1], detail)
+        return allowed
 
-    async def _connect(
-        self, family: socket.AddressFamily, address: str, port: int, timeout_ns: int
-    ) -> socket.socket:
-        loop = asyncio.get_running_loop()
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        where = f"[{address}]:{port}" if family == socket.AF_INET6 else f"{address}:{port}"
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(timeout_ns / SECOND):
-                await loop.sock_connect(sock, (address, port))
-        except TimeoutError:
-            sock.close()
-            raise GatewayError(ErrorKind.CONNECT_TIMEOUT, where, phase=Phase.CONNECT) from None
-        except OSError as error:
-            sock.close()
-            kind = ErrorKind.CONNECTION_REFUSED
-            if error.errno in _UNROUTABLE:
-                kind = ErrorKind.UNREACHABLE
-            detail = f"{where}: {error.strerror or error}"
-            raise GatewayError(kind, detail, phase=Phase.CONNECT) from None
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+    def _denial(self, endpoint: Endpoint) -> str:
+        """Why an address may not be connected to, or ""."""
+        plan = self.plan
+        # Asked first: under deny_private too, the loop is what the operator must hear of.
+        if plan.own_addresses is not None and _is_own(endpoint, plan.own_addresses()):
+            return SELF_CONNECTION
+        if not plan.deny:
+            return ""
+        kind = classify(endpoint.ip)
+        return kind.value if kind in plan.deny else ""
 
-    async def _wrap(
-        self, sock: socket.socket, make: Callable[[], UpstreamProtocol]
-    ) -> UpstreamProtocol:
+    async def _wrap(self, sock: socket.socket, make: Callable[[], R]) -> R:
         loop = asyncio.get_running_loop()
         tls = self.plan.tls
         try:
@@ -155,9 +261,76 @@ class TcpDialer:
             raise GatewayError(ErrorKind.TLS_CERTIFICATE, detail, phase=Phase.CONNECT) from None
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             sock.close()
+            kind = ErrorKind.TLS_ERROR if tls is not None else ErrorKind.CONNECTION_REFUSED
             detail = f"{self.plan.host}: {error}"
-            raise GatewayError(ErrorKind.TLS_ERROR, detail, phase=Phase.CONNECT) from None
+            raise GatewayError(kind, detail, phase=Phase.CONNECT) from None
         except BaseException:
             sock.close()
             raise
         return protocol
+
+
+def _connect_error(endpoint: Endpoint, error: OSError) -> GatewayError:
+    kind = _KINDS.get(error.errno or 0, ErrorKind.CONNECTION_REFUSED)
+    return GatewayError(kind, f"{endpoint}: {error.strerror or error}", phase=Phase.CONNECT)
+
+
+def _scope_id(scope: str) -> int:
+    """The index of an interface given by name or number. Raises OSError for an unknown name."""
+    if not scope:
+        return 0
+    return int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
+
+
+def _is_own(endpoint: Endpoint, own: Iterable[tuple[str, int]]) -> bool:
+    """Whether a connection to an endpoint would come in by one of our listeners."""
+    target = unmapped(endpoint.ip)
+    if target.is_unspecified:  # Linux connects to loopback instead
+        target = _LOOPBACK[target.version]
+    for host, port in own:
+        parsed = parse_ip(host)
+        if port != endpoint.port or parsed is None:
+            continue
+        bound = unmapped(parsed[0])
+        if bound == target:
+            return True
+        # A wildcard takes what comes to any of this host's addresses; "::" takes IPv4 as well.
+        fits = bound.version in (6, target.version)
+        if bound.is_unspecified and fits and _is_local(target, endpoint.scope_id):
+            return True
+    return False
+
+
+def _is_local(address: IPAddress, scope_id: int) -> bool:
+    """Whether an address is this host's.
+
+    The kernel is asked which source it would use: for an address of its own, that very address.
+    Connecting a datagram socket sends nothing. Binding to the address would tell less: where a
+    virtual address moves between hosts, net.ipv4.ip_nonlocal_bind lets that succeed for any.
+    """
+    if address.is_loopback:
+        return True
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect(Endpoint(address, _ANY_PORT, scope_id).sockaddr)
+            source = parse_ip(sock.getsockname()[0])
+    except OSError:
+        return False  # no way there at all
+    return source is not None and source[0] == address
+
+
+async def _writable(sock: socket.socket) -> None:
+    """Waits until a connect that is under way has ended."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, _settle, ended)
+    try:
+        await ended
+    finally:
+        loop.remove_writer(sock)
+
+
+def _settle(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
-from gateway.h1.forward import came_through, forward_request, upgrade_fields
+from gateway.h1 import encode
+from gateway.h1.forward import came_through, forward_request, max_forwards, upgrade_fields
 from gateway.h1.message import Fields, Framing, RequestHead
 from gateway.proxy import admission
 from gateway.proxy.answers import error_answer
@@ -66,6 +67,9 @@ class Exchange(Respondent):
         """Routes and asks; leaves the exchange dispatched, held or answered."""
         self.arrival_ns = now_ns
         try:
+            if max_forwards(self.head) == 0:
+                self._answer_self_slow()
+                return
             self._route()
             blocked = admission.first_ask(self, now_ns)
         except GatewayError as error:
@@ -112,6 +116,19 @@ class Exchange(Respondent):
             self.dispatch(now_ns)
         else:
             self._hold(blocked, now_ns)
+
+    def _answer_self_slow(self) -> None:
+        """Max-Forwards says that the request goes no further (RFC 9110 section 7.6.2)."""
+        if self.head.method == b"TRACE":
+            # Reflecting a request would show a script the credentials that were added on the way.
+            raise GatewayError(ErrorKind.NOT_IMPLEMENTED, "TRACE is not answered here")
+        close = not self.head.keep_alive or not self.request_done
+        fields = [(b"Via", self.worker.via)]
+        self.status = 204
+        self.downstream.out.append(encode.response(204, b"", fields, Framing.NONE, close))
+        self.response_started = True
+        self.over(Termination(Source.NONE, Phase.NONE))
+        self.downstream.exchange_done(keep=not close)
 
     def _route(self) -> None:
         head = self.head

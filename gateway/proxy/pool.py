@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from gateway.clock import monotonic_ns
 from gateway.errors import ErrorKind, GatewayError, Phase
@@ -18,10 +18,13 @@ from gateway.h1.codec import HeadLimits
 
 if TYPE_CHECKING:
     from gateway.proxy.exchange import Exchange
+    from gateway.proxy.relay import Relay
     from gateway.proxy.tunnel import TunnelEnd
     from gateway.proxy.upstream import UpstreamProtocol
 
     PooledConnection: TypeAlias = UpstreamProtocol | TunnelEnd
+
+R = TypeVar("R", bound="Relay")
 
 __all__ = ["Dialer", "UpstreamPool"]
 
@@ -29,9 +32,7 @@ __all__ = ["Dialer", "UpstreamPool"]
 class Dialer(Protocol):
     """Opens connections to one upstream: resolve, address check, connect, TLS."""
 
-    def __call__(
-        self, make: Callable[[], PooledConnection]
-    ) -> Coroutine[None, None, PooledConnection]:
+    def __call__(self, make: Callable[[], R]) -> Coroutine[None, None, R]:
         """A connected protocol made by `make`. Raises GatewayError, and nothing else."""
         ...
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from peers.core.errors import ConfigError
 from peers.core.events import Address
 
-__all__ = ["MS", "SECOND", "Config", "is_loopback"]
+__all__ = ["MS", "SECOND", "Config", "is_loopback", "is_numeric"]
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -113,10 +113,21 @@ class Config:
             raise ConfigError("keys: the same key twice")
         if not self.keys and not is_loopback(self.bind[0]):
             raise ConfigError("keys: none only where bind is a loopback address")
+        if not is_numeric(self.advertise[0]):
+            raise ConfigError("advertise: a numeric address, since every member sends to it")
         if not 1 <= self.advertise[1] <= 65535:
             raise ConfigError("advertise: a port from 1 to 65535")
         if not 2 <= self.members_max <= 32:
             raise ConfigError("members_max: 2 to 32")
+
+
+def is_numeric(host: str) -> bool:
+    """Whether `host` is an IP address in text form: sending to it needs no resolver."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

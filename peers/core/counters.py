@@ -91,6 +91,7 @@ class MeshLimit:
         self.keys_max = keys_max
         self.draw: Callable[[], float] = host.chance.random
         self.refresh_ns = config.refresh_ns
+        self.sign_of_life_ns = config.silence_min_ns * 3 // 4
         self.silence_min_ns = config.silence_min_ns
         self.silence_max_ns = config.silence_max_ns
         self.peer_rules: dict[bytes, Rule] = {}
@@ -166,6 +167,11 @@ class MeshLimit:
         # When peers surely reserve for what we announced: a flush, its way, a millisecond to act.
         flush_ns = 2 * delay_ns + config.flush_spacing_ns + 1_000_000
         self.ripe_ns = flush_ns if self.tight else self.horizon_ns
+        # Factors of MeshRow.hear: demand within a horizon for a hundredth of an arrival a second;
+        # how much of a difference of levels news can explain; how fast the rest is made up.
+        self.demand_per_lam = self.horizon_ns / (100 * SECOND)
+        self.band = 1.0 + self.rate * self.horizon_ns / 2
+        self.gain_per_ns = 1.0 / (SECOND * max(1, members - 1))
         self.flush_tokens = max(1.0, burst / (2 * members))
         grown = 1.0 + 2 * whole_rate * self.horizon_ns
         self.effective_burst = burst if members == 1 else max(burst, grown)  # [B']

@@ -18,12 +18,10 @@ from peers.core.config import SECOND, Config
 from peers.core.counters import MeshLimit, Rule, Surroundings
 from peers.core.outbox import Outbox
 from peers.core.rows import MeshRow
-from peers.core.share import Heard
+from peers.core.share import Entry
 from peers.core.wire import FRAMES_BYTES_MAX, U32, Kind, join_items, pack
 
 __all__ = ["Counters", "Entry", "key64"]
-
-Entry = tuple[int, int, int, int, int, int, int]
 
 # An entry's length on average (PROTOCOL.md), for the budget.
 _ENTRY_BYTES = 27
@@ -43,7 +41,7 @@ class _Stray:
     __slots__ = ("entries",)
 
     def __init__(self) -> None:
-        self.entries: dict[bytes, tuple[Heard, int]] = {}
+        self.entries: dict[bytes, tuple[int, int, Entry, int]] = {}  # boot, seq, entry, when
 
 
 def key64(cluster: str, identity: str, key: bytes) -> int:
@@ -152,10 +150,10 @@ class Counters:
         stray = self._strays.pop(name, None)
         if stray is not None:
             level = 0.0
-            for heard, heard_ns in stray.entries.values():
-                row.hear(heard, heard_ns)
+            for node, (boot, seq, entry, heard_ns) in stray.entries.items():
+                row.hear(node, boot, seq, entry, heard_ns)
                 drained = (now_ns - heard_ns) * limit.rate
-                level = max(level, heard.level_16 / 16 - drained)
+                level = max(level, entry[6] / 16 - drained)
             row.start_at(level, now_ns)
             if not row.at_rest:
                 limit.activate(row, now_ns)
@@ -195,12 +193,15 @@ class Counters:
     # -- out
 
     def flush(self, now_ns: int, peers: int) -> None:
-        """Puts what is due into the outbox, stamped as told now."""
+        """Puts what is due into the outbox, stamped as told now.
+
+        A joiner says nothing of its rows: peers would take their presumed levels for news.
+        """
         urgent, contended, calm = self._urgent, self._contended, self._calm
         if not (urgent or contended or calm):
             return
         self._urgent, self._contended, self._calm = [], [], []
-        if peers == 0:
+        if peers == 0 or self.joining:
             return
         due = urgent + contended + calm
         allowed = self._allowance(now_ns, peers)
@@ -269,11 +270,10 @@ class Counters:
         self.entries_received += len(entries)
         rows = self._rows
         for entry in entries:
-            heard = Heard(node, boot, entry[1], seq, *entry[2:])
             row = rows.get(entry[0])
             if row is None:
-                self._keep_stray(entry[0], heard, now_ns)
-            elif row.hear(heard, now_ns):
+                self._keep_stray(node, boot, seq, entry, now_ns)
+            elif row.hear(node, boot, seq, entry, now_ns):
                 if not row.active:
                     row.limit.activate(row, now_ns)
                 if row.waiting is not None:
@@ -312,7 +312,8 @@ class Counters:
             for row in self._rows.values():
                 row.forget_peer(node)
 
-    def _keep_stray(self, name: int, heard: Heard, now_ns: int) -> None:
+    def _keep_stray(self, node: bytes, boot: int, seq: int, entry: Entry, now_ns: int) -> None:
+        name = entry[0]
         stray = self._strays.get(name)
         if stray is None:
             stray = self._strays[name] = _Stray()
@@ -320,9 +321,9 @@ class Counters:
                 self._strays.popitem(last=False)
         else:
             self._strays.move_to_end(name)
-        held = stray.entries.get(heard.node)
-        if held is None or heard[1:4] > held[0][1:4]:  # (boot, gen, seq)
-            stray.entries[heard.node] = (heard, now_ns)
+        held = stray.entries.get(node)
+        if held is None or (boot, entry[1], seq) > (held[0], held[2][1], held[1]):
+            stray.entries[node] = (boot, seq, entry, now_ns)
 
     def _rule_name(self, identity: str) -> int:
         return key64(self._config.cluster, identity, b"\x00rule")

@@ -20,7 +20,7 @@ from peers.core.outbox import Outbox
 from peers.core.sessions import Session, Sessions
 from peers.core.wire import FRAMES_BYTES_MAX, U63, Frame, Head, Kind, join_items, pack
 
-__all__ = ["Handshake", "members_frames", "node_id"]
+__all__ = ["Handshake", "cluster_label", "members_frames", "node_id"]
 
 # A member that was heard within three heartbeats and still uses another address is not the
 # restarted one that a newcomer of its name claims to be.
@@ -37,6 +37,12 @@ def node_id(cluster: str, name: str) -> bytes:
     return hashlib.blake2b(
         name.encode(), digest_size=8, key=cluster.encode(), person=b"egressd node"
     ).digest()
+
+
+def cluster_label(cluster: str) -> int:
+    """The cluster's label on the wire: it tells alien datagrams apart and is no secret."""
+    digest = hashlib.blake2b(cluster.encode(), digest_size=8, person=b"egressd cluster")
+    return int.from_bytes(digest.digest(), "big")
 
 
 def members_frames(members: Members, want: bool) -> list[bytes]:

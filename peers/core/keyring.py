@@ -53,11 +53,21 @@ class Keyring:
     """
 
     def __init__(self, keys: Sequence[bytes], salt: bytes) -> None:
-        self._keys = {key_id(key): key for key in keys}
         self._ciphers: OrderedDict[bytes, ChaCha20Poly1305] = OrderedDict()
         self._salt = salt
+        self._keys: dict[bytes, bytes]
+        self._key_id: bytes
+        self._seal: ChaCha20Poly1305 | None
+        self.replace(keys)
+
+    def replace(self, keys: Sequence[bytes]) -> None:
+        """Other keys from now on: the first seals, all open. A rotation adds the new key last on
+        all nodes, then puts it first, then takes the old one away; no datagram is lost on the way.
+        """
+        self._keys = {key_id(key): key for key in keys}
+        self._ciphers.clear()
         self._key_id = key_id(keys[0]) if keys else bytes(4)
-        self._seal = self._cipher(self._key_id, salt) if keys else None
+        self._seal = self._cipher(self._key_id, self._salt) if keys else None
 
     @property
     def sealed(self) -> bool:

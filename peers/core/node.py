@@ -7,6 +7,7 @@ datagram, `tick` at `next_wake_ns`, and after either sends `datagrams_to_send` a
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from peers.core.delay import DelayMeter
 from peers.core.errors import Drop, DropError
 from peers.core.events import Address, Event, RowChanged
 from peers.core.gossip import Counters
-from peers.core.handshake import Handshake, members_frames, node_id
+from peers.core.handshake import Handshake, cluster_label, members_frames, node_id
 from peers.core.keyring import SALT_BYTES, Keyring
 from peers.core.members import Member, Members
 from peers.core.outbox import Outbox
@@ -63,7 +64,7 @@ class Node:
         self.datagrams_received = 0
         self.bytes_received = 0
         node = node_id(config.cluster, config.name)
-        self._cluster = _label(config.cluster)
+        self._cluster = cluster_label(config.cluster)
         self._chance = chance
         self._events: list[Event] = []
         self._seq = 0
@@ -189,6 +190,12 @@ class Node:
         self._handshake.set_join(addresses, now_ns)
         self._wake()
 
+    def set_keys(self, keys: Sequence[bytes]) -> None:
+        """Other sealing keys, 32 bytes each (see `Keyring.replace`). Raises ConfigError as Config
+        does."""
+        self.config = dataclasses.replace(self.config, keys=tuple(keys))
+        self._keyring.replace(keys)
+
     def leave(self, now_ns: int) -> None:
         """Says good-bye in the datagrams that leave next; peers stop reserving for this node."""
         frame = join_items(Kind.MEMBERS, [b"\x00", pack(self._members.leave())])
@@ -293,8 +300,12 @@ class Node:
     # -- snapshots: the driver moves these bytes over TCP
 
     def snapshot_target(self) -> Address | None:
-        """While joining: a member to ask for a snapshot, each once."""
+        """While joining: a member to ask for a snapshot, one at a time and each once."""
         return self._snapshots.target() if self._counters.joining else None
+
+    def snapshot_failed(self) -> None:
+        """The target did not answer to the end."""
+        self._snapshots.failed()
 
     def snapshot_request(self) -> bytes:
         return self._snapshots.request()
@@ -317,6 +328,7 @@ class Node:
             last = self._snapshots.receive(payload.head, opened, payload, now_ns)
         except DropError as error:
             self.drops[error.reason.value] += 1
+            self._snapshots.failed()
             return True
         if last and self._counters.joining:
             self._counters.joined(alone=False, now_ns=now_ns)
@@ -408,12 +420,6 @@ class Node:
             "received": session.received if session is not None else 0,
             "received_bytes": session.received_bytes if session is not None else 0,
         }
-
-
-def _label(cluster: str) -> int:
-    """The cluster's label on the wire: it tells alien datagrams apart and is no secret."""
-    digest = hashlib.blake2b(cluster.encode(), digest_size=8, person=b"egressd cluster")
-    return int.from_bytes(digest.digest(), "big")
 
 
 def _is_literal(host: str) -> bool:

@@ -12,11 +12,11 @@ are tokens per nanosecond.
 
 from __future__ import annotations
 
-import math
+from math import ceil, expm1
 from typing import TYPE_CHECKING, Any
 
 from peers.core.config import MS, SECOND
-from peers.core.share import Due, Heard, PeerShare
+from peers.core.share import Due, Entry, PeerShare
 
 if TYPE_CHECKING:
     from peers.core.counters import MeshLimit
@@ -55,6 +55,7 @@ class MeshRow:
         "_level_ns",
         "_quota",
         "_sent",
+        "_silence_ns",
         "_spare",
         "_tick_ns",
         "_x",
@@ -94,6 +95,7 @@ class MeshRow:
         self._arrived = 0
         self._excused = 0.0  # what peers beyond a partition may have spent of their own share
         self._tick_ns = now_ns
+        self._silence_ns = now_ns  # no peer is silent before
         self._sent: list[tuple[int, int, float]] = []  # when, own, demand: as told to peers
         self._quota = 0.0
         self._spare = False
@@ -213,12 +215,12 @@ class MeshRow:
         elapsed_ns = now_ns - self._tick_ns
         if elapsed_ns > 0:
             arrived = self._arrived * SECOND / elapsed_ns
-            self._lam += (arrived - self._lam) * -math.expm1(-elapsed_ns / limit.demand_tau_ns)
+            self._lam += (arrived - self._lam) * -expm1(-elapsed_ns / limit.demand_tau_ns)
             self._arrived = 0
             self._tick_ns = now_ns
         self._drain(now_ns)
-        if self.peers:
-            self._charge_silent(elapsed_ns, now_ns)
+        if now_ns >= self._silence_ns:
+            self._charge_silent_slow(elapsed_ns, now_ns)
         lam_100 = int(self._lam * 100 + 0.5)
         demand = self._demand(lam_100)
         told_ns, told_own, told_demand = self._sent[-1] if self._sent else (0, 0, 0.0)
@@ -234,13 +236,17 @@ class MeshRow:
         else:
             due = fresh > 0 or abs(demand - told_demand) >= told_demand / 4 + 0.1
         if not due and now_ns - told_ns >= limit.refresh_ns:
-            idle = lam_100 == 0 and self.queued == 0
-            due = fresh > 0 or not idle or self._idle_told < _IDLE_TELLINGS
+            if fresh > 0:
+                due = True
+            elif lam_100 == 0 and self.queued == 0:
+                due = self._idle_told < _IDLE_TELLINGS
+            else:  # often enough not to seem silent
+                due = now_ns - told_ns >= limit.sign_of_life_ns
         if not due:
             return Due.NOTHING
         return Due.CALM if calm else Due.CONTENDED
 
-    def tell(self, now_ns: int) -> tuple[int, int, int, int, int, int, int]:
+    def tell(self, now_ns: int) -> Entry:
         """The entry for the wire as of now, and the note that it leaves now."""
         lam_100 = int(self._lam * 100 + 0.5)
         told_own = self._sent[-1][1] if self._sent else 0
@@ -282,49 +288,62 @@ class MeshRow:
             and not any(peer.rate for peer in self.peers.values())
         )
 
-    def hear(self, heard: Heard, now_ns: int) -> bool:
-        """Takes a peer's entry in; False if it is not newer than what is held.
+    def hear(self, node: bytes, boot: int, seq: int, entry: Entry, now_ns: int) -> bool:
+        """Takes a peer's entry in; False if it is not newer than what is held. `boot` and `seq`
+        are its datagram's.
 
         Counts are absolute, so copies and reordering do no harm and a lost entry is made good by
         the next one. Late news is debt, and debt is capped.
         """
-        peer = self.peers.get(heard.node)
-        life = (heard.boot, heard.gen)
+        _, gen, total, delta, lam_100, waiting, level_16 = entry
+        limit = self.limit
+        peer = self.peers.get(node)
         gain = 0.5
         if peer is None:
-            peer = self.peers[heard.node] = PeerShare(heard.boot, heard.gen, now_ns)
-            grown = heard.delta
+            peer = self.peers[node] = PeerShare(boot, gen, now_ns)
+            grown = delta
         else:
-            held = (peer.boot, peer.gen)
-            if life < held or (life == held and heard.seq <= peer.seq):
-                return False
-            if life > held:
-                peer.boot, peer.gen = life
+            if boot != peer.boot or gen != peer.gen:
+                if (boot, gen) < (peer.boot, peer.gen):
+                    return False
+                peer.boot = boot
+                peer.gen = gen
                 peer.count = 0
-            grown = heard.total - peer.count
+            elif seq <= peer.seq:
+                return False
+            grown = total - peer.count
             elapsed_ns = now_ns - peer.heard_ns
             if elapsed_ns > 0:
-                part = -math.expm1(-elapsed_ns / _PEER_RATE_TAU_NS)
+                part = -expm1(-elapsed_ns / _PEER_RATE_TAU_NS)
                 peer.rate += (grown / elapsed_ns - peer.rate) * part
-            gain = min(0.5, elapsed_ns / SECOND / max(1, self.limit.members - 1))
-        peer.seq = heard.seq
-        peer.count = heard.total
+            gain = min(0.5, elapsed_ns * limit.gain_per_ns)
+        peer.seq = seq
+        peer.count = total
         peer.heard_ns = now_ns
-        self._drain(now_ns)
+        demand = lam_100 * limit.demand_per_lam
+        if waiting > demand:
+            demand = float(waiting)
+        elif lam_100 == 0:
+            peer.rate = 0.0  # it says that it is idle: its silence is no news
+        if demand != peer.demand:
+            self.peers_sum = max(0.0, self.peers_sum + demand - peer.demand)
+            peer.demand = demand
+        level = self.level(now_ns) + grown - peer.phantom
         if peer.excused:
             peer.excused = False
             forgiven = min(float(grown), self._excused)
             self._excused -= forgiven
-            self._level -= forgiven
-        self._level += grown - peer.phantom
+            level -= forgiven
         peer.phantom = 0.0
-        demand = max(heard.lam_100 / 100 * self.limit.horizon_ns / SECOND, float(heard.waiting))
-        self.peers_sum = max(0.0, self.peers_sum + demand - peer.demand)
-        peer.demand = demand
-        if heard.lam_100 == 0 and heard.waiting == 0:
-            peer.rate = 0.0  # it says that it is idle: its silence is no news
-        self._align(heard.level_16 / 16, gain)
-        self._level = max(0.0, min(self._level, self.limit.level_max))
+        # Levels that differ by more than news can explain creep towards each other.
+        unseen = self.own - (self._sent[0][1] if self._sent else 0)
+        difference = level_16 / 16 - (level - unseen)
+        if difference > limit.band:
+            level += gain * (difference - limit.band)
+        elif difference < -limit.band:
+            level += gain * (difference + limit.band)
+        self._level = max(0.0, min(level, limit.level_max))
+        self._level_ns = max(now_ns, self._level_ns)
         return True
 
     def forget_peer(self, node: bytes) -> None:
@@ -338,7 +357,7 @@ class MeshRow:
         self._level = max(0.0, min(level, self.limit.level_max))
         self._level_ns = now_ns
 
-    def picture(self, now_ns: int) -> tuple[int, int, int, int, int, int, int]:
+    def picture(self, now_ns: int) -> Entry:
         """The entry for a joiner, which notes nothing as told."""
         lam_100 = int(self._lam * 100 + 0.5)
         level_16 = int(self.level(now_ns) * 16)
@@ -351,25 +370,31 @@ class MeshRow:
 
     def _demand(self, lam_100: int) -> float:
         # From the rounded rate, as peers compute it.
-        return max(lam_100 / 100 * self.limit.horizon_ns / SECOND, float(self.queued))
+        return max(lam_100 * self.limit.demand_per_lam, float(self.queued))
 
     def _drain(self, now_ns: int) -> None:
         if now_ns > self._level_ns:
             self._level = self.level(now_ns)
             self._level_ns = now_ns
 
-    def _charge_silent(self, elapsed_ns: int, now_ns: int) -> None:
+    def _charge_silent_slow(self, elapsed_ns: int, now_ns: int) -> None:
         """Silence means: goes on as before. Without it a 20 s partition costs 1,939 tokens over
         instead of 55. After silence_max a peer is forgotten. Where this side of a partition works
         at its share of the rate, the far side's spending is in the rest: it is not charged too,
-        nor debt afterwards."""
+        nor debt afterwards.
+
+        Until the peer that was heard longest ago is silent there is nothing to charge."""
         limit = self.limit
+        first_ns = now_ns
         gone: list[bytes] | None = None
         excused = False
         peers_sum = 0.0
         for node, peer in self.peers.items():
+            if peer.rate == 0.0 and peer.demand == 0.0:
+                continue
+            first_ns = min(first_ns, peer.heard_ns)
             silent_ns = now_ns - peer.heard_ns
-            if silent_ns > limit.silence_min_ns and (peer.rate > 0.0 or peer.demand > 0.0):
+            if silent_ns > limit.silence_min_ns:
                 if silent_ns >= limit.silence_max_ns:
                     gone = [*(gone or ()), node]
                     continue
@@ -382,21 +407,11 @@ class MeshRow:
                 peer.phantom += charge
             peers_sum += peer.demand
         self.peers_sum = peers_sum
+        self._silence_ns = first_ns + limit.silence_min_ns
         if excused:
             self._excused += limit.excused_rate * elapsed_ns
         for node in gone or ():
             del self.peers[node]
-
-    def _align(self, peer_level: float, gain: float) -> None:
-        """Levels that differ by more than news can explain creep towards each other."""
-        limit = self.limit
-        unseen = self.own - (self._sent[0][1] if self._sent else 0)
-        difference = peer_level - (self._level - unseen)
-        band = 1.0 + limit.rate * limit.horizon_ns / 2
-        if difference > band:
-            self._level += gain * (difference - band)
-        elif difference < -band:
-            self._level += gain * (difference + band)
 
     def _forget_sent_slow(self, unripe_ns: int, unseen_ns: int) -> None:
         """Keeps one note that is old enough for both uses, and all newer ones."""
@@ -413,7 +428,7 @@ class MeshRow:
             return _CLOSED_RETRY_NS
         if cost > limit.effective_burst:
             return NEVER
-        return max(1, math.ceil((level + cost - limit.effective_burst) / limit.rate))
+        return max(1, ceil((level + cost - limit.effective_burst) / limit.rate))
 
     def _busy_slow(self, missing: float, free: float, now_ns: int) -> int:
         """Peers may hold the tokens: when can that change without news from them?"""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+__all__ = ["Due", "Entry", "PeerShare"]
 
-__all__ = ["Due", "Heard", "PeerShare"]
+# An entry as it travels: [key64, gen, count, delta, lam_100, waiting, level_16]. `count` are
+# admissions so far, absolute; `delta` those since it last told; `lam_100` arrivals a second in
+# hundredths; `waiting` the tokens that waiting requests want; `level_16` the level in sixteenths.
+Entry = tuple[int, int, int, int, int, int, int]
 
 
 class Due:
@@ -13,20 +16,6 @@ class Due:
     NOTHING = 0
     CALM = 1
     CONTENDED = 2
-
-
-class Heard(NamedTuple):
-    """A peer's entry for this key; `seq` and `boot` are its datagram's."""
-
-    node: bytes
-    boot: int
-    gen: int
-    seq: int
-    total: int  # its admissions so far, absolute
-    delta: int  # those since it last told
-    lam_100: int  # its arrivals per second, in hundredths
-    waiting: int  # tokens its waiting requests want
-    level_16: int  # its view of the level, in sixteenths
 
 
 class PeerShare:

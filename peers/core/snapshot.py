@@ -49,17 +49,25 @@ class Snapshots:
         self._chance = chance
         self._nonce = b""
         self._asked: set[bytes] = set()
+        self._pending = False
         self._node = b""
         self.answered = 0
 
     def target(self) -> Address | None:
-        """Whom to ask next: each member at most once, while joining."""
+        """Whom to ask next: one at a time, and each at most once."""
+        if self._pending:
+            return None
         for member in self._members.live:
             if member.node not in self._asked:
                 self._asked.add(member.node)
                 self._node = member.node
+                self._pending = True
                 return member.address
         return None
+
+    def failed(self) -> None:
+        """The one asked did not answer, or not well: the next one may be asked."""
+        self._pending = False
 
     def request(self) -> bytes:
         self._nonce = self._chance.getrandbits(64).to_bytes(8, "big")

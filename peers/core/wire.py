@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from peers.core.config import is_numeric
 from peers.core.errors import Drop, DropError
 
 __all__ = [
@@ -186,6 +187,7 @@ def unpack(payload: bytes) -> Payload:
             _check_counters(frame)
         elif (shape := _SHAPES.get(frame[0])) is not None:
             _check_frame(frame, *shape)
+            _check_hosts(frame)
         else:
             continue
         frames.append(frame)
@@ -214,6 +216,17 @@ def _check_frame(
     _check(frame[1:count], fields)
     for item in frame[count:]:
         _check(item, items)
+
+
+def _check_hosts(frame: Frame) -> None:
+    """Addresses are numeric: a name would have the event loop wait for a resolver."""
+    hosts: list[str] = []
+    if frame[0] == Kind.HELLO:
+        hosts = [frame[3]]
+    elif frame[0] == Kind.MEMBERS:
+        hosts = [item[2] for item in frame[2:]]
+    if not all(map(is_numeric, hosts)):
+        raise DropError(Drop.GARBAGE)
 
 
 def _check_counters(frame: Frame) -> None:

@@ -134,15 +134,14 @@ class Load:
     async def _one(self, sent: Sent) -> None:
         try:
             with trio.fail_after(ANSWER_SECONDS):
-                stream = self._take_idle(sent)
-                if stream is not None:
-                    try:
-                        await self._use(stream, sent)
-                    except (trio.BrokenResourceError, _Unanswered):
-                        self.retries += 1
-                        stream = None
-                if stream is None:
-                    await self._use(await self._connect(sent), sent)
+                stream, fresh = await self._connection(sent)
+                try:
+                    await self._use(stream, sent)
+                except (trio.BrokenResourceError, _Unanswered):
+                    if fresh:
+                        raise
+                    self.retries += 1
+                    await self._use((await self._connection(sent, fresh=True))[0], sent)
         except (OSError, trio.BrokenResourceError, trio.TooSlowError, EOFError) as error:
             sent.status = 0
             sent.failure = f"{type(error).__name__}: {error}"
@@ -159,26 +158,33 @@ class Load:
         else:
             await trio.aclose_forcefully(stream)
 
-    def _take_idle(self, sent: Sent) -> trio.SocketStream | None:
+    async def _connection(
+        self, sent: Sent, *, fresh: bool = False
+    ) -> tuple[trio.SocketStream, bool]:
+        """(a connection, whether it is new), to the request's node or to the next that is there."""
+        first = sent.node
+        for step in range(len(self._addresses)):
+            sent.node = (first + step) % len(self._addresses)
+            stream = None if fresh else self._take_idle(sent.node)
+            if stream is not None:
+                return stream, False
+            try:
+                return await trio.open_tcp_stream(*self._addresses[sent.node]), True
+            except OSError:
+                continue
+        raise OSError("no node can be reached")
+
+    def _take_idle(self, node: int) -> trio.SocketStream | None:
         """An idle connection that the node has not closed."""
-        idle = self._idle[sent.node]
+        idle = self._idle[node]
         while idle:
             stream = idle.pop()
-            if not select.select([stream.socket], [], [], 0)[0]:
+            poll = select.poll()
+            poll.register(stream.socket.fileno(), select.POLLIN)
+            if not poll.poll(0):
                 return stream
             stream.socket.close()
         return None
-
-    async def _connect(self, sent: Sent) -> trio.SocketStream:
-        for step in range(len(self._addresses)):
-            node = (sent.node + step) % len(self._addresses)
-            try:
-                stream = await trio.open_tcp_stream(*self._addresses[node])
-            except OSError:
-                continue
-            sent.node = node
-            return stream
-        raise OSError("no node can be reached")
 
     async def _exchange(self, stream: trio.SocketStream, sent: Sent) -> bool:
         await stream.send_all(self._request)
@@ -205,4 +211,3 @@ class Load:
         assert len(rest) <= length
         sent.status = int(lines[0].split(" ")[1])
         return sent.fields.get("connection") != "close"
-

@@ -75,6 +75,7 @@ class NodeProcess:
         self.log_path = folder / f"{name}.log"
         self.stdout_path = folder / f"{name}.out"
         self.killed = False
+        self._asked_to_end = False
         self._settings = tuple(settings)
         self._process: subprocess.Popen[bytes] | None = None
         self.path.write_text(conf)
@@ -97,7 +98,7 @@ class NodeProcess:
         command = [*COMMAND, "run", "-c", str(self.path)]
         for setting in self._settings:
             command += ["--set", setting]
-        self.killed = False
+        self.killed = self._asked_to_end = False
         with self.log_path.open("ab") as log, self.stdout_path.open("ab") as out:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, process_group=0
@@ -174,9 +175,15 @@ class NodeProcess:
         self._process.wait(STOP_SECONDS)
         self.killed = True
 
+    def ask_to_end(self) -> None:
+        """SIGTERM, once."""
+        if not self._asked_to_end and self.running():
+            self._asked_to_end = True
+            self.signal(signal.SIGTERM)
+
     def terminate(self) -> int:
         """SIGTERM; returns the exit status."""
-        self.signal(signal.SIGTERM)
+        self.ask_to_end()
         return self.wait()
 
     def wait(self, seconds: float = STOP_SECONDS) -> int:
@@ -192,8 +199,7 @@ class NodeProcess:
         if process is None:
             return
         try:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+            self.ask_to_end()
             status = process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()

@@ -151,7 +151,7 @@ upstream = "a"
 """
     )
     assert account(conf, 3) == [
-        "1 listeners, 2 upstreams, 1 routes, 0 clients; the mesh is taken as 3 members",
+        "1 listener, 2 upstreams, 1 route, 0 clients; the mesh is taken as 3 members",
         "upstream a: https://a, 1 route",
         "  limit account: 100/s, burst 10, sync mesh: at most 110 in 1 s, 1010 in 10 s, "
         "6010 in 60 s",

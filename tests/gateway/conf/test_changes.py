@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from gateway.conf.changes import RESTART_KEYS, cannot_change, diff
+from gateway.conf.faults import Finding, key_text
+from gateway.conf.load import load, placed
 from gateway.conf.schema import Conf
 
 pytestmark = pytest.mark.usefixtures("all_available")
@@ -132,21 +135,37 @@ def test_many_changes_are_summed_up(loaded: Loaded) -> None:
     [
         ("node.name", "node.name=gw-2"),
         ("mesh.bind", "mesh.bind=127.0.0.1:7947"),
+        ("mesh.cluster", "mesh.cluster=another"),
+        ("mesh.advertise", "mesh.advertise=127.0.0.1:7999"),
         ("admin.bind", "admin.bind=127.0.0.1:9902"),
     ],
 )
 def test_what_names_a_member_cannot_change(key: str, override: str, loaded: Loaded) -> None:
     old, new = loaded(BASE, **SECRETS), loaded(BASE, override, **SECRETS)
-    (fault,) = cannot_change(old, new, "egressd.toml")
-    assert fault.key == key
-    assert "restart" in fault.message
-    assert str(fault).startswith(f"egressd.toml: {key}: cannot change")
+    (finding,) = cannot_change(old, new)
+    assert key_text(finding.path) == key
+    assert finding.message.startswith("cannot change while running (")
+    assert "restart" in finding.message
+
+
+def test_findings_get_their_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "n.toml"
+    file.write_text('[[listen]]\nbind = "127.0.0.1:1"\n[node]\nname = "a"\n')
+    old = load(file)
+    file.write_text(file.read_text().replace('"a"', '"b"'))
+    (fault,) = placed(cannot_change(old, load(file)), file)
+    assert str(fault).startswith(f"{file}:4: node.name: cannot change")
 
 
 def test_a_section_that_comes_or_goes_counts_as_well(loaded: Loaded) -> None:
     base, without = loaded(BASE, **SECRETS), loaded('[node]\nname = "gw-1"')
-    assert [fault.key for fault in cannot_change(base, without)] == ["mesh.bind", "admin.bind"]
-    assert [fault.key for fault in cannot_change(without, base)] == ["mesh.bind", "admin.bind"]
+    sections = ["mesh.cluster", "mesh.bind", "mesh.advertise", "admin.bind"]
+    assert _keys(cannot_change(base, without)) == sections
+    assert _keys(cannot_change(without, base)) == sections
     workers = base.model_copy(update={"node": base.node.model_copy(update={"workers": 2})})
-    assert [fault.key for fault in cannot_change(base, workers)] == ["node.workers"]
-    assert set(RESTART_KEYS) == {"node.name", "node.workers", "mesh.bind", "admin.bind"}
+    assert _keys(cannot_change(base, workers)) == ["node.workers"]
+    assert {"node.name", "node.workers", "mesh.bind", "admin.bind"} <= set(RESTART_KEYS)
+
+
+def _keys(findings: list[Finding]) -> list[str]:
+    return [key_text(finding.path) for finding in findings]

@@ -115,7 +115,9 @@ def test_a_chained_proxy_has_its_port() -> None:
 def test_other_addresses() -> None:
     assert parse_address("[::1]:443") == HostPort("::1", 443)
     assert str(parse_address("[::1]:443")) == "[::1]:443"
-    assert parse_advertise("gw-1:7946") == HostPort("gw-1", 7946)
+    assert parse_advertise("[2001:db8::1]:7946") == HostPort("2001:db8::1", 7946)
+    with pytest.raises(ValueError, match="is a name"):
+        parse_advertise("gw-1:7946")
     assert parse_join("dns:gateways.internal:7946") == JoinAddress(True, "gateways.internal", 7946)
     assert str(parse_join("dns:gateways.internal:7946")) == "dns:gateways.internal:7946"
     assert parse_join("10.0.0.1:7946") == JoinAddress(False, "10.0.0.1", 7946)

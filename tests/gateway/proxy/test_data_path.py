@@ -247,3 +247,17 @@ def test_two_clients_do_not_share_an_answer(make) -> None:
     for number, client in enumerate(clients):
         assert client.response().body == b"%d" % number * 3000
         client.sock.close()
+
+
+def test_max_forwards_0_goes_no_further(make) -> None:
+    """RFC 9110 section 7.6.2."""
+    gateway, origin = make()
+    with gateway.client() as client:
+        client.send(b"OPTIONS / HTTP/1.1\r\nHost: api.test\r\nMax-Forwards: 0\r\n\r\n")
+        assert client.response().status == 204
+        client.send(b"TRACE / HTTP/1.1\r\nHost: api.test\r\nMax-Forwards: 0\r\n\r\n")
+        assert client.response().status == 501
+        client.send(b"OPTIONS / HTTP/1.1\r\nHost: api.test\r\nMax-Forwards: 3\r\n\r\n")
+        assert client.response().status == 200
+    assert origin.next_request().values(b"max-forwards") == [b"2"]
+    assert len(origin.requests) == 1

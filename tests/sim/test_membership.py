@@ -1,0 +1,228 @@
+"""Who is in: joining, dying, coming back, leaving, and two of one name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from peers.core.config import MS, SECOND
+from peers.core.events import MemberJoined, MemberLeft, MemberSuspected, NameConflict
+from peers.core.members import MemberState
+from peers.core.node import Node
+from peers.simnet import Network, Simulation
+
+Watch = Callable[[Simulation], Simulation]
+SEEDS = range(20)
+
+
+def states(bench: Simulation, number: int) -> set[MemberState]:
+    """What the others hold of a node."""
+    name = f"node-{number}"
+    return {
+        member.state
+        for sim in bench.nodes
+        if sim.node is not None and sim.number != number
+        for member in sim.node.members()
+        if member.name == name
+    }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_all_find_each_other(seed: int, watched: Watch) -> None:
+    nodes = 2 + seed % 7
+    keys = (b"k" * 32,) if seed % 2 else ()
+    bench = watched(Simulation(nodes, seed, Network(loss=0.2, duplicate=0.2), keys))
+    bench.start()
+    took_ns = bench.run_until(bench.meshed, 10 * SECOND)
+    assert took_ns <= 4 * SECOND, f"seed {seed}"
+    bench.run_for(10 * SECOND)
+    assert bench.meshed(), f"seed {seed}: loss alone made a member look dead"
+
+
+def test_thirty_two_members_mesh_and_stay_within_their_budget() -> None:
+    bench = Simulation(32, 1)
+    bench.start()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.run_for(6 * SECOND)  # the news of 32 joins has been told
+    size = bench.bytes
+    bench.run_for(2 * SECOND)
+    assert bench.meshed()
+    assert (bench.bytes - size) / 2 / 32 <= 30_000  # bytes a second and member, idle
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_killed_member_is_noticed_and_a_restarted_one_is_back(seed: int, watched: Watch) -> None:
+    nodes = 2 + seed % 7
+    bench = watched(Simulation(nodes, seed))
+    bench.start()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.run_for(2 * SECOND)
+    bench.kill(0)
+    took_ns = bench.run_until(bench.meshed, 10 * SECOND)
+    assert 1 * SECOND <= took_ns <= 4 * SECOND, f"seed {seed}"
+    assert states(bench, 0) == {MemberState.DEAD}
+    kinds = [type(event) for _, event in bench.nodes[1].events[-2:]]
+    assert MemberSuspected in kinds or MemberLeft in kinds
+    bench.start(0)
+    assert bench.run_until(bench.meshed, 10 * SECOND) <= 1 * SECOND, f"seed {seed}"
+    joined = bench.nodes[1].events[-1][1]
+    assert joined == MemberJoined("node-0", bench.nodes[0].address)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_quick_restart_is_a_new_life_not_a_death(seed: int, watched: Watch) -> None:
+    bench = watched(Simulation(3, seed))
+    bench.start()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.run_for(2 * SECOND)
+    boots = {member.boot for member in bench.nodes[1].up.members() if member.name == "node-0"}
+    bench.kill(0)
+    bench.run_for(50 * MS)
+    bench.start(0)
+    bench.run_for(2 * SECOND)
+    assert bench.meshed()
+    now = {member.boot for member in bench.nodes[1].up.members() if member.name == "node-0"}
+    assert min(now) > max(boots)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_partition_heals_by_itself(seed: int, watched: Watch) -> None:
+    bench = watched(Simulation(5, seed))
+    bench.start()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    addresses = [sim.address for sim in bench.nodes]
+    bench.network.partition(addresses[:2], addresses[2:])
+    bench.run_for(30 * SECOND)
+    assert [sim.up.live_count() for sim in bench.nodes] == [2, 2, 3, 3, 3]
+    bench.network.heal()
+    assert bench.run_until(bench.meshed, 10 * SECOND) <= 3 * SECOND, f"seed {seed}"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_way_loss_at_a_single_node_kills_nobody_else(seed: int, watched: Watch) -> None:
+    """A member that hears nothing suspects everybody; they say otherwise."""
+    bench = watched(Simulation(6, seed))
+    bench.start()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.run_for(2 * SECOND)
+    deaf = bench.nodes[5]
+    reaches = bench.network.reaches
+    bench.network.reaches = lambda source, target: (  # type: ignore[method-assign]
+        target != deaf.address and reaches(source, target)
+    )
+    bench.run_for(10 * SECOND)
+    for sim in bench.nodes[:5]:
+        live = {member.name for member in sim.up.members() if member.live}
+        assert {f"node-{number}" for number in range(5)} <= live, f"seed {seed}"
+    bench.network.reaches = reaches  # type: ignore[method-assign]
+    bench.run_until(bench.meshed, 10 * SECOND)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_who_leaves_is_gone_at_once_and_no_longer_counts(seed: int, watched: Watch) -> None:
+    bench = watched(Simulation(4, seed))
+    bench.start()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.nodes[0].up.leave(bench.now_ns)
+    bench.after_step(bench.nodes[0])
+    bench.kill(0)
+    assert bench.run_until(bench.meshed, SECOND) <= 5 * MS
+    bench.run_for(5 * SECOND)
+    assert states(bench, 0) == {MemberState.LEFT}
+    assert bench.nodes[1].events[-1][1] == MemberLeft("node-0", bench.nodes[0].address, False)
+    assert bench.nodes[1].up.stats(bench.now_ns)["known"] == 3
+
+
+def test_dead_members_are_known_until_they_are_forgotten() -> None:
+    bench = Simulation(3, 1, forget_dead_ns=20 * SECOND)
+    bench.start()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.kill(0)
+    bench.kill(1)
+    bench.run_for(10 * SECOND)
+    node = bench.nodes[2].up
+    assert node.stats(bench.now_ns)["known"] == 3
+    assert node.forget_member("node-0")
+    assert not node.forget_member("node-0")
+    assert node.stats(bench.now_ns)["known"] == 2
+    bench.run_for(20 * SECOND)
+    assert [member.name for member in node.members()] == ["node-2"]
+
+
+def renamed(bench: Simulation, number: int, name: str) -> Node:
+    """Starts a node under another's name."""
+    knobs = bench._knobs
+    bench._knobs = {**knobs, "name": name}
+    bench.start(number)
+    bench._knobs = knobs
+    return bench.nodes[number].up
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_second_node_of_one_name_is_refused_and_told(seed: int) -> None:
+    bench = Simulation(3, seed)
+    bench.start(0, 1)
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.run_for(SECOND)
+    renamed(bench, 2, "node-0")
+    bench.run_for(5 * SECOND)
+    conflicts = [event for _, event in bench.nodes[2].events if isinstance(event, NameConflict)]
+    assert any(event.refused for event in conflicts)
+    assert bench.nodes[2].up.stats(bench.now_ns)["refused"]
+    for sim in bench.nodes[:2]:
+        assert any(isinstance(event, NameConflict) and not event.refused for _, event in sim.events)
+        assert sim.up.live_count() == 2
+        (member,) = [member for member in sim.up.members() if member.name == "node-0"]
+        assert member.address == bench.nodes[0].address
+
+
+def test_a_clock_that_went_back_over_a_restart_does_no_harm() -> None:
+    bench = Simulation(2, 1)
+    bench.start()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    boot_ms = bench.nodes[0].up.members()[0].boot
+    bench.kill(0)
+    now_ns = bench.now_ns
+    bench.now_ns = now_ns - 500 * SECOND  # boot times come from it
+    bench.start(0)
+    node = bench.nodes[0].up
+    bench.now_ns = now_ns
+    assert node.members()[0].boot < boot_ms
+    bench.run_until(bench.meshed, 10 * SECOND)
+    assert node.members()[0].boot > boot_ms
+
+
+def test_a_full_cluster_takes_nobody_more() -> None:
+    bench = Simulation(4, 1, members_max=3)
+    bench.start(0, 1, 2)
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.start(3)
+    bench.run_for(5 * SECOND)
+    assert [sim.up.live_count() for sim in bench.nodes[:3]] == [3, 3, 3]
+    assert sum(sim.up.drops["members_full"] for sim in bench.nodes[:3]) > 0
+
+
+def test_a_node_sleeps_between_its_timers() -> None:
+    """Five heartbeats, five probes and a few other timers a second, and nothing between them."""
+    bench = Simulation(3, 1)
+    bench.start()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.run_for(10 * SECOND)
+    ticks = 0
+    wake = bench._wake
+
+    def counted(*args: Any) -> None:
+        nonlocal ticks
+        ticks += 1
+        wake(*args)
+
+    bench._wake = counted  # type: ignore[method-assign]
+    bench.run_for(10 * SECOND)
+    assert ticks / 10 / 3 <= 30
+    bench.kill(1)
+    bench.kill(2)
+    ticks = 0
+    bench.run_for(20 * SECOND)  # suspicion, death and greetings must not spin either
+    assert ticks / 20 <= 30
