@@ -90,8 +90,16 @@ class Ramp:
             self._from = self._next
             self._next = None
 
+    def climb(self, now_ns: int) -> float:
+        """The factor for the limits from now on; at 1 the climb is over. Whoever only looks
+        calls `factor`: a climb that ended unseen would leave the limits where they were."""
+        factor = self.factor(now_ns)
+        if factor >= 1.0:
+            self._since_ns = None
+        return factor
+
     def factor(self, now_ns: int) -> float:
-        """The share of the configured rates that holds now."""
+        """The share of the configured rates that holds now; changes nothing."""
         if self._since_ns is None:
             return 1.0
         elapsed_ns = max(0, now_ns - self._since_ns)
@@ -101,7 +109,4 @@ class Ramp:
         else:
             # Capped in time before the power is taken: 1.02 ** 1e6 is no float.
             factor = self._from * _GROWTH_PER_S ** min(elapsed_ns / _SECOND_NS, 1_000.0)
-        if factor >= 1.0:
-            self._since_ns = None
-            return 1.0
-        return factor
+        return min(1.0, factor)

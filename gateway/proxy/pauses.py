@@ -45,7 +45,7 @@ def begin_trials(
 
 def climb(upstream: Upstream, now_ns: int) -> None:
     """Moves the smooth limits to where the ramp is now (called on a timer while it climbs)."""
-    factor = upstream.breakers.ramp.factor(now_ns)
+    factor = upstream.breakers.ramp.climb(now_ns)
     for use in upstream.limit_uses:
         if use.scale is not None:
             use.scale(factor, now_ns)

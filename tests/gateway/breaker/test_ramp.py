@@ -30,6 +30,8 @@ def test_a_measured_rate_starts_at_seven_tenths_and_grows_two_percent_a_second()
     assert ramp.factor(T0 + 18 * S) == pytest.approx(0.6, rel=0.01)
     assert ramp.climbing
     assert ramp.factor(T0 + 44 * S) == 1.0
+    assert ramp.climbing  # a look does not end it: the limits have not been told yet
+    assert ramp.climb(T0 + 44 * S) == 1.0
     assert not ramp.climbing
 
 
