@@ -69,7 +69,7 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     # The third: the file rules.
     for node in ("gw-1", "gw-2", "gw-3"):
         assert number(output, f"from SIGHUP to {node} obeying the edited file") < 2000.0
-    assert 0 < number(output, "admitted after the reload") <= 1.05 * 20
+    assert 0.8 * 20 <= number(output, "admitted after the reload") <= 1.05 * 20
     assert "\x1b" not in output  # a pipe gets plain lines
     assert took < 60.0
     assert left_behind(tmp_path) == []
