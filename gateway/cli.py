@@ -54,11 +54,12 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     import uvloop
 
-    from gateway.server import ServeError, Server, configure_log, raise_file_limit
+    from gateway.server import ServeError, Server, configure_log, raise_file_limit, tune_memory
 
     conf = _load(path, overrides)
     configure_log(conf.log.level)
     raise_file_limit()
+    tune_memory()
 
     async def serve() -> None:
         server = Server(conf, path, overrides)

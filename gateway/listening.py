@@ -15,12 +15,12 @@ from gateway.conf.values import Bind
 from gateway.h1.codec import HeadLimits
 from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.graph import Listener, Worker
+from gateway.proxy.preface import TLS_HANDSHAKE_SECONDS, Preface
 
 __all__ = ["Listeners", "bind_socket"]
 
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 RETIRE_SECONDS = 0.1  # what the kernel has queued for a listener that goes is accepted first
-TLS_HANDSHAKE_SECONDS = 10.0
 
 
 def bind_socket(what: str, bind: Bind) -> socket.socket:
@@ -151,14 +151,19 @@ class Listeners:
             entry, conf = self._open[name], wanted[name]
             entry.listener.connections_max = conf.limits.connections
             entry.listener.head_limits = _head_limits(conf)
+            entry.listener.proxied_by = conf.proxy_protocol
             if entry.context is not None and conf.tls is not None:
                 # For new handshakes; `check` has seen that the pair fits.
                 entry.context.load_cert_chain(conf.tls.cert, conf.tls.key)
+                if conf.tls.client_ca is not None:
+                    # What the file has new is trusted; what has gone from it is until a restart.
+                    entry.context.load_verify_locations(conf.tls.client_ca)
 
     def drain(self) -> None:
         """Nobody new is accepted; idle connections close, busy ones after their answer."""
         for entry in (*self._open.values(), *self._gone):
             entry.stop_accepting()
+            entry.listener.end_handshakes()
             for connection in list(entry.listener.connections):
                 connection.drain()
 
@@ -167,22 +172,37 @@ class Listeners:
         count = self.connection_count
         for entry in (*self._open.values(), *self._gone):
             entry.stop_accepting()
+            entry.listener.end_handshakes()
             for connection in list(entry.listener.connections):
                 connection.abort()
         return count
 
     async def _open_one(self, conf: Listen) -> None:
         worker = self._worker
-        listener = Listener(str(conf.bind), _head_limits(conf), conf.limits.connections)
         context = server_context(conf)
+        # Behind a PROXY header the server itself must not speak TLS.
+        own_context = None if conf.proxy_protocol else context
+        listener = Listener(
+            str(conf.bind),
+            _head_limits(conf),
+            conf.limits.connections,
+            conf.proxy_protocol,
+            context if conf.proxy_protocol else None,
+        )
+
+        def accept() -> DownstreamProtocol | Preface:
+            if listener.proxied_by:
+                return Preface(worker, listener)
+            return DownstreamProtocol(worker, listener)
+
         sock = bind_socket("listen", conf.bind)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: DownstreamProtocol(worker, listener),
+            accept,
             sock=sock,
             backlog=BACKLOG,
-            ssl=context,
-            ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS if context is not None else None,
+            ssl=own_context,
+            ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS if own_context is not None else None,
         )
         if conf.bind.kind == "tcp" and not conf.bind.port:
             listener.name = "{}:{}".format(*sock.getsockname()[:2])
@@ -192,7 +212,9 @@ class Listeners:
         asyncio.get_running_loop().call_later(RETIRE_SECONDS, entry.stop_accepting)
         for connection in list(entry.listener.connections):
             connection.drain()
-        self._gone = [gone for gone in self._gone if gone.listener.connections]
+        self._gone = [
+            gone for gone in self._gone if gone.listener.connections or gone.listener.handshakes
+        ]
         self._gone.append(entry)
 
 

@@ -14,14 +14,14 @@ from gateway.clock import SECOND, monotonic_ns, wall_ns
 from gateway.conf.schema_upstream import LimitConf
 from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
-from gateway.limits.settled import Settled
+from gateway.limits.settled import Settled, unwrapped
 from gateway.limits.window import Window
 from peers.core.counters import MeshLimit
 
 if TYPE_CHECKING:
     from gateway.limits.verdict import Limit
     from gateway.proxy.graph import UpstreamCounts
-    from gateway.proxy.pool import UpstreamPool
+    from gateway.proxy.pool import Pool
 
 __all__ = ["MeshLimits", "Registry", "limit_identity"]
 
@@ -60,8 +60,7 @@ def levers(limit: Limit) -> tuple[Fill | None, Scale | None]:
 
     Windows and slots have neither: their quota is not a rate that could climb.
     """
-    while isinstance(limit, Settled):
-        limit = limit.inner
+    limit = unwrapped(limit)
     if isinstance(limit, Gcra):
         return limit.fill, limit.scale
     if isinstance(limit, MeshLimit):
@@ -88,7 +87,7 @@ class Registry:
         self.connections: dict[str, Inflight] = {}
         self.breakers: dict[str, Any] = {}
         self.counts: dict[str, UpstreamCounts] = {}
-        self.pools: dict[tuple[Any, ...], UpstreamPool] = {}
+        self.pools: dict[tuple[Any, ...], Pool] = {}
 
     def limit(self, upstream: str, conf: LimitConf) -> Limit:
         """The limit of that identity with the conf's figures, made if there is none."""
@@ -98,6 +97,8 @@ class Registry:
             self._split.pop(identity, None)
             limit = self._mesh.limit(identity, conf)
         else:
+            if identity in self._limits and identity not in self._split:
+                self._mesh.forget(identity)  # it was mesh-wide until now
             limit = self._local(identity, conf)
         if conf.cost.kind == "response_header" and conf.rate is not None:
             limit = self._settled(identity, limit, conf)
@@ -130,7 +131,7 @@ class Registry:
             for name in [name for name in book if name not in named]:
                 del book[name]
 
-    def pool(self, way_out: tuple[Any, ...], make: Callable[[], UpstreamPool]) -> UpstreamPool:
+    def pool(self, way_out: tuple[Any, ...], make: Callable[[], Pool]) -> Pool:
         """The pool for that way out (address, TLS, timeouts), kept over reloads."""
         pool = self.pools.get(way_out)
         if pool is None:

@@ -27,7 +27,8 @@ from gateway.conf.schema_upstream import Headers, LimitConf
 from gateway.conf.schema_upstream import Upstream as UpstreamConf
 from gateway.conf.secret import Secret
 from gateway.connectors.address import NOT_PUBLIC
-from gateway.connectors.dial import DialPlan, TcpDialer, TlsPlan, client_context
+from gateway.connectors.dial import DialPlan, TlsPlan, client_context
+from gateway.connectors.roads import Proxy, Road, tunnel_pool, upstream_pool
 from gateway.h1.codec import HeadLimits
 from gateway.h1.forward import FieldRules
 from gateway.limits.inflight import Inflight
@@ -45,17 +46,17 @@ from gateway.proxy.graph import (
     Worker,
 )
 from gateway.proxy.keys import compile_cost, compile_key
-from gateway.proxy.pool import UpstreamPool
+from gateway.proxy.pool import Pool
 from gateway.proxy.targets import ForwardTable, Pattern
-from gateway.proxy.tunnel import TunnelEnd
-from gateway.proxy.upstream import UpstreamProtocol
 from gateway.registry import MeshLimits, Registry, levers, limit_identity
 from gateway.routes import Route, RouteTable
 from gateway.waiting.fair_queue import Budget
 
 __all__ = ["Assembly", "Plan"]
 
-FORWARD = "forward"  # the name of all `[forward]` targets in counts and logs
+# The name of all `[forward]` targets in counts and logs: one that no upstream can have, or a held
+# request would go on to that upstream after a reload.
+FORWARD = "[forward]"
 RESPONSE_LIMITS = HeadLimits(head_bytes_max=64 * 1024, fields_max=200)  # an API's, not a client's
 
 
@@ -106,7 +107,7 @@ class Assembly:
                 for name, upstream in conf.upstream.items()
                 for limit in upstream.limit
             ],
-            conf.upstream,
+            [*conf.upstream, FORWARD],
         )
         kept = {way for way, _ in plan.ways_out.values()}
         self.registry.close_pools_but(kept | {(*way, "tunnel") for way in kept})
@@ -172,9 +173,8 @@ class Assembly:
         way, dial_plan = plan.ways_out[name]
         upstream = self._compile(name, conf, registry.slots(name, conf.connections))
         upstream.pool = registry.pool(way, lambda: self._pool(conf, dial_plan))
-        tunnel_plan = dial_plan._replace(tls=None)
         upstream.tunnels = registry.pool(
-            (*way, "tunnel"), lambda: self._pool(conf, tunnel_plan, tunnel=True)
+            (*way, "tunnel"), lambda: self._pool(conf, dial_plan, tunnel=True)
         )
         upstream.breakers = self._breakers(conf, registry.breakers.get(name))
         registry.breakers[name] = upstream.breakers
@@ -197,7 +197,7 @@ class Assembly:
             own_addresses=self._own_addresses,
         )
         upstream.pool = self._pool(target, dial_plan)
-        upstream.tunnels = self._pool(target, dial_plan._replace(tls=None), tunnel=True)
+        upstream.tunnels = self._pool(target, dial_plan, tunnel=True)
         upstream.breakers = self._breakers(target, None)
         upstream.counts = self.registry.counts.setdefault(FORWARD, UpstreamCounts())
         return upstream
@@ -207,10 +207,11 @@ class Assembly:
         upstream.name = name
         upstream.host_header = _host_header(conf)
         uses = [self._use(name, limit) for limit in conf.limit]
-        uses.append(LimitUse(slots, None, None, 0, True, False, None, None))
         upstream.limit_uses = tuple(uses)
-        rules = [_rule(use.limit, limit) for use, limit in zip(uses, conf.limit, strict=False)]
-        upstream.limit_set = LimitSet([*rules, Rule(slots, conf.connections, 0, in_flight=True)])
+        upstream.slots = slots.entry(b"", 0)
+        upstream.limit_set = LimitSet(
+            [_rule(use.limit, limit) for use, limit in zip(uses, conf.limit, strict=True)]
+        )
         upstream.settled = tuple(i for i, use in enumerate(uses) if use.settled_by)
         plain = not upstream.settled and all(use.key is None and use.cost is None for use in uses)
         upstream.fixed_keys = (b"",) * len(uses) if plain else None
@@ -246,7 +247,7 @@ class Assembly:
         by_credential = fill is not None and [str(part) for part in conf.key] == ["credential"]
         told_by = conf.cost.header.lower() if conf.cost.kind == "response_header" else ""
         return LimitUse(
-            limit, key, cost, ns_per_token, False, by_credential, fill, scale, told_by.encode()
+            limit, key, cost, ns_per_token, by_credential, fill, scale, told_by.encode()
         )
 
     def _breakers(self, conf: UpstreamConf, table: BreakerTable | None) -> BreakerTable:
@@ -273,15 +274,12 @@ class Assembly:
         table.configure(policy, full_per_s, now_ns)
         return table
 
-    def _pool(self, conf: UpstreamConf, plan: DialPlan, *, tunnel: bool = False) -> UpstreamPool:
-        worker = self._worker
-        make = TunnelEnd if tunnel else UpstreamProtocol
-        return UpstreamPool(
-            TcpDialer(plan),
-            lambda pool: make(worker, pool),
-            idle_timeout_ns=conf.timeout.idle,
-            head_limits=RESPONSE_LIMITS,
-        )
+    def _pool(self, conf: UpstreamConf, plan: DialPlan, *, tunnel: bool = False) -> Pool:
+        via = Proxy(*conf.via) if conf.via is not None else None
+        authority = conf.origin.authority.encode()
+        h2 = conf.protocol == "h2"
+        road = Road(plan, authority, via, h2, conf.timeout.idle, RESPONSE_LIMITS)
+        return tunnel_pool(self._worker, road) if tunnel else upstream_pool(self._worker, road)
 
 
 def _way_out(conf: UpstreamConf) -> tuple[tuple[Any, ...], DialPlan]:
@@ -298,6 +296,8 @@ def _way_out(conf: UpstreamConf) -> tuple[tuple[Any, ...], DialPlan]:
     way = (
         origin,
         conf.addresses,
+        conf.protocol,
+        conf.via,
         conf.host if tls else "",
         conf.tls.verify,
         timeout.connect,
@@ -369,6 +369,7 @@ def _client(conf: ClientConf) -> ClientRule:
         Client(conf.name, conf.weight, conf.priority, frozenset(conf.upstreams)),
         conf.source,
         conf.token.reveal().encode() if conf.token is not None else b"",
+        conf.certificate or "",
     )
 
 

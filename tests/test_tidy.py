@@ -38,10 +38,10 @@ ROOM_FLOOR = {
     "gateway": 5,
 }
 COMPOSITION = 5  # its modules put each other together
-# The dialers make the pool's connections.
+# The dialers make the pool's connections, of whatever kind, and those of HTTP/2 are their own.
 EXCEPTIONS = {
-    ("gateway.connectors", "gateway.proxy.relay"),
-    ("gateway.connectors", "gateway.proxy.upstream"),
+    ("gateway.connectors", f"gateway.proxy.{module}")
+    for module in ("deadlines", "exchange", "flow", "graph", "pool", "relay", "tunnel", "upstream")
 }
 
 PURE = ("gateway.h1", "gateway.limits", "gateway.waiting", "gateway.breaker", "gateway.conf",
@@ -54,6 +54,7 @@ DOORS = {
     "httptools": ("gateway/h1/codec_httptools.py",),
     "h11": ("gateway/h1/codec_h11.py",),
     "httpcore": ("gateway/connectors/relay_httpcore.py",),
+    "h2": ("gateway/connectors/relay_httpcore.py",),
     "msgpack": ("peers/core/wire.py",),
     "cryptography": ("peers/core/keyring.py", "gateway/connectors/"),
     "pydantic": ("gateway/conf/",),

@@ -126,7 +126,12 @@ def _upstream(upstream: Upstream, limits: Iterable[LimitConf], now_ns: int) -> d
         "slow_head_ms": round(counts.slow_head_ns / MS, 3),
         "responses": {f"{digit}xx": counts.responses[digit] for digit in range(1, 6)},
         "waiting": upstream.queue_budget.used,
-        "pool": {"idle": pool.idle_count, "open": pool.open_count, "dialling": pool.dialling_count},
+        "pool": {
+            "idle": pool.idle_count,
+            "open": pool.open_count,
+            "dialling": pool.dialling_count,
+            "in_use": upstream.slots.used,
+        },
         "breaker": _breaker(breakers.own, now_ns),
         "credential_breakers": [
             {"credential": key.hex()[:8], **_breaker(breaker, now_ns)}

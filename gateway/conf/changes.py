@@ -30,14 +30,36 @@ _LINES_MAX = 200
 
 
 def cannot_change(old: Conf, new: Conf) -> list[Finding]:
-    """A finding for each of RESTART_KEYS that differs."""
+    """A finding for each of RESTART_KEYS that differs, and for each open listener's TLS."""
     found = []
     for key in RESTART_KEYS:
         before, after = _value(old, key), _value(new, key)
         if before != after:
             message = f"cannot change while running ({before} -> {after}); restart to change it"
             found.append(Finding(tuple(key.split(".")), message))
-    return found
+    return [*found, *_listeners(old, new)]
+
+
+def _listeners(old: Conf, new: Conf) -> Iterator[Finding]:
+    """What an open listener does with a connection's first octets is so until it closes.
+
+    New certificates in the files and other networks are taken over.
+    """
+    before = {str(listen.bind): listen for listen in old.listen}
+    for index, listen in enumerate(new.listen):
+        was = before.get(str(listen.bind))
+        if was is None:
+            continue
+        changed: tuple[str, ...] = ()
+        if was.tls is None or listen.tls is None:
+            changed = ("tls",) if was.tls is not listen.tls else ()
+        elif was.tls.client_ca != listen.tls.client_ca:
+            changed = ("tls", "client_ca")
+        elif bool(was.proxy_protocol) != bool(listen.proxy_protocol):
+            changed = ("proxy_protocol",)  # without TLS it can come and go
+        if changed:
+            message = "cannot come, go or change while the listener is open; restart to change it"
+            yield Finding(("listen", index, *changed), message)
 
 
 def diff(old: Conf, new: Conf) -> list[str]:

@@ -66,6 +66,9 @@ def _listeners(conf: Conf) -> Iterator[Finding]:
             low, high = size_text(_HEAD_BYTES_MIN), size_text(_HEAD_BYTES_MAX)
             path: Path = ("listen", index, "limits", "head")
             yield Finding(path, f"{size_text(listen.limits.head)} is not between {low} and {high}")
+        if listen.proxy_protocol and listen.bind.kind == "unix":
+            message = "can never be believed: who connects to a unix socket has no address"
+            yield Finding(("listen", index, "proxy_protocol"), message)
 
 
 def _sockets(conf: Conf) -> Iterator[Finding]:

@@ -29,10 +29,6 @@ def _given(value: Any, _: Any) -> bool:
     return value is not None
 
 
-def _filled(value: Any, _: Any) -> bool:
-    return bool(value)
-
-
 def _equals(unavailable_value: str) -> Callable[[Any, Any], bool]:
     return lambda value, _: bool(value == unavailable_value)
 
@@ -46,10 +42,7 @@ def _kind(unavailable_kind: str) -> Callable[[Any, Any], bool]:
 NOT_YET: tuple[Row, ...] = (
     Row("node.workers", lambda value, _: value != 1, "more than one process", "use 1"),
     Row("listen.*.bind", _kind("systemd"), '"systemd:NAME"', 'use "HOST:PORT" or "unix:PATH"'),
-    Row("listen.*.proxy_protocol", _filled, "", "leave it out"),
     Row("admin.bind", _kind("systemd"), '"systemd:NAME"', 'use "HOST:PORT" or "unix:PATH"'),
-    Row("upstream.*.protocol", _equals("h2"), '"h2"', 'use "http/1.1"'),
-    Row("upstream.*.via", _given, "", "leave it out"),
     Row("upstream.*.limit.*.sync", _equals("exact"), '"exact"', 'use "mesh" or "local"'),
     Row("upstream.*.limit.*.sync", _equals("redis"), '"redis"', 'use "mesh" or "local"'),
     Row(
@@ -66,7 +59,6 @@ NOT_YET: tuple[Row, ...] = (
     ),
     Row("upstream.*.limit.*.learn", _equals("adopt"), '"adopt"', 'use "observe" or "off"'),
     Row("upstream.*.spool", _given, "", "leave the table out"),
-    Row("client.*.certificate", _given, "", "use `source` or `token`"),
     Row("spool", _given, "", "leave the table out"),
     Row("redis", _given, "", "leave the table out"),
 )

@@ -147,6 +147,11 @@ class LimitSet:
             refusal.entry.hold(-refusal.holding)
             refusal.holding = 0
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether any limit has slots that `release` would give back."""
+        return bool(self._in_flight)
+
     def release(self, entries: Sequence[Entry], costs: Sequence[int], now_ns: int) -> None:
         """An admitted request is over: its in-flight slots are free. Look at their queues then."""
         for i in self._in_flight:

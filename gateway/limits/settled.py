@@ -14,7 +14,7 @@ from typing import Any
 from gateway.limits.stick_table import StickTable
 from gateway.limits.verdict import ROOM, Entry, Limit
 
-__all__ = ["Settled", "SettledRow"]
+__all__ = ["Settled", "SettledRow", "unwrapped"]
 
 # The mean follows the last 32 responses or so: enough to smooth single ones, few enough to follow
 # a client that turns from small prompts to large ones.
@@ -66,6 +66,12 @@ class SettledRow:
 
     def give_back(self, cost: int, now_ns: int) -> None:
         self.inner.give_back(cost, now_ns)
+
+    def fill(self, now_ns: int) -> None:
+        """Takes the burst away, and the credit, which would be one too."""
+        self.credit = 0
+        inner: Any = self.inner
+        inner.fill(now_ns)  # a row of a rate has it; windows and slots are never asked
 
     def settle(self, reserved: int, told: int, now_ns: int) -> None:
         """The response told its true cost: the difference to `reserved` is debt or credit.
@@ -133,3 +139,10 @@ class Settled(StickTable[SettledRow]):
 
     def _memory_ns(self) -> int:
         return 0
+
+
+def unwrapped(limit: Limit) -> Limit:
+    """The limit that has the rate or the slots, whatever is around it."""
+    while isinstance(limit, Settled):
+        limit = limit.inner
+    return limit

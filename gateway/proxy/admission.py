@@ -31,6 +31,8 @@ __all__ = [
     "Blocked",
     "answered",
     "ask_anew",
+    "ask_once_more",
+    "ends_in_time",
     "failed",
     "first_ask",
     "give_back",
@@ -66,7 +68,9 @@ class Admittee:
         "_credential",
         "admitted",
         "arrival_ns",
+        "asked_ns",
         "blocker",
+        "certificate_names",
         "client",
         "costs",
         "entries",
@@ -93,13 +97,17 @@ class Admittee:
     costs: tuple[int, ...]
     entries: tuple[Entry, ...]
 
-    def __init__(self, worker: Worker, head: RequestHead, source: str) -> None:
+    def __init__(
+        self, worker: Worker, head: RequestHead, source: str, certificate_names: frozenset[str]
+    ) -> None:
         self.worker = worker
         self.head = head
         self.source = source
+        self.certificate_names = certificate_names
         self.client: Client = ANONYMOUS
         self.upstream_name = ""
         self.arrival_ns = 0
+        self.asked_ns = 0  # when its current send was first asked for
         self.wait_until_ns = 0
         self.waited_ns = 0
         self.blocker: Any = None  # where it stands; None while it does not wait
@@ -126,7 +134,7 @@ class Admittee:
     @property
     def cost_weight(self) -> int:
         """What a turn of this request costs its flow, in tokens."""
-        return max(self.costs)
+        return max(self.costs, default=1)
 
     def try_again(self, now_ns: int) -> Blocked | None:
         """Asks for everything once more; None: admitted and taken."""
@@ -136,7 +144,9 @@ class Admittee:
 def first_ask(exchange: Admittee, now_ns: int) -> Blocked | None:
     """Names the client, finds the rows, and asks. Raises GatewayError where waiting cannot help."""
     upstream = exchange.upstream
-    client = exchange.worker.runtime.clients.identify(exchange.source, exchange.head)
+    client = exchange.worker.runtime.clients.identify(
+        exchange.source, exchange.head, exchange.certificate_names
+    )
     if client is None:
         raise GatewayError(ErrorKind.CLIENT_UNKNOWN)
     exchange.client = client
@@ -150,6 +160,7 @@ def first_ask(exchange: Admittee, now_ns: int) -> Blocked | None:
     wait = upstream.wait
     max_ns = _preferred_slow(exchange.head.fields, wait.max_ns) if wait.prefer else wait.max_ns
     exchange.wait_until_ns = now_ns + max_ns
+    exchange.asked_ns = now_ns
     return _ask(exchange, now_ns)
 
 
@@ -160,12 +171,26 @@ def ask_anew(exchange: Admittee, now_ns: int) -> Blocked | None:
     return _ask(exchange, now_ns)
 
 
+def ask_once_more(exchange: Admittee, now_ns: int) -> Blocked | None:
+    """Asks for another send of the same request: what it waits from here on is a wait of its own.
+
+    Raises GatewayError.
+    """
+    exchange.asked_ns = now_ns
+    exchange.last_blocked = None
+    return ask_anew(exchange, now_ns)
+
+
+def ends_in_time(exchange: Admittee, blocked: Blocked, now_ns: int) -> bool:
+    """Whether the wait can end before the exchange's deadline."""
+    return now_ns + blocked.wait_ns + _queued_ns(blocked) < exchange.wait_until_ns
+
+
 def may_wait(exchange: Admittee, blocked: Blocked, now_ns: int) -> GatewayError | None:
-    """None, or the refusal where the wait cannot end before the exchange's deadline."""
-    wait_ns = blocked.wait_ns + _queued_ns(blocked)
-    if now_ns + wait_ns < exchange.wait_until_ns:
+    """None, or the refusal, which is counted, where the wait cannot end in time."""
+    if ends_in_time(exchange, blocked, now_ns):
         return None
-    return _refusal(exchange, blocked, wait_ns)
+    return _refusal(exchange, blocked, blocked.wait_ns + _queued_ns(blocked))
 
 
 def started_waiting(exchange: Admittee) -> None:
@@ -183,7 +208,7 @@ def stopped_waiting(exchange: Admittee) -> None:
 
 def refusal_after_wait(exchange: Admittee, now_ns: int) -> GatewayError:
     """What an exchange is told whose deadline came before its turn."""
-    exchange.waited_ns = now_ns - exchange.arrival_ns
+    exchange.waited_ns += now_ns - exchange.asked_ns
     blocked = exchange.last_blocked
     assert blocked is not None
     return _refusal(exchange, blocked, blocked.wait_ns + _queued_ns(blocked))
@@ -195,9 +220,9 @@ def granted(exchange: Admittee, now_ns: int) -> None:
     exchange.admitted = True
     counts = upstream.counts
     counts.admitted += 1
-    waited_ns = now_ns - exchange.arrival_ns
     if exchange.last_blocked is not None:
-        exchange.waited_ns = waited_ns
+        waited_ns = now_ns - exchange.asked_ns
+        exchange.waited_ns += waited_ns
         counts.waited += 1
         counts.wait_ns += waited_ns
     breakers = upstream.breakers
@@ -273,11 +298,16 @@ def give_back(exchange: Admittee, now_ns: int) -> None:
         return
     exchange.admitted = False
     upstream = exchange.upstream
-    upstream.limit_set.release(exchange.entries, exchange.costs, now_ns)
+    slots = upstream.slots
+    slots.give_back(1, now_ns)
     waitroom = exchange.worker.waitroom
-    for entry in exchange.entries:
-        if entry.waiting is not None:
-            waitroom.poke(entry)
+    if slots.waiting is not None:
+        waitroom.poke(slots)
+    if upstream.limit_set.in_flight:
+        upstream.limit_set.release(exchange.entries, exchange.costs, now_ns)
+        for entry in exchange.entries:
+            if entry.waiting is not None:
+                waitroom.poke(entry)
     if exchange.trials:
         trials, exchange.trials = exchange.trials, ()
         _abandon(exchange, trials, now_ns)
@@ -341,18 +371,39 @@ def _ask(exchange: Admittee, now_ns: int) -> Blocked | None:
         blocked = _ask_breakers(exchange, now_ns)
         if blocked is not None:
             exchange.last_blocked = blocked
-            if exchange.refusal is not None:
-                # It moves from a row's queue to the breaker's: no demand is left at the row.
-                upstream.limit_set.leave(exchange.refusal)
-                exchange.refusal = None
+            _leave_row(exchange)
             return blocked
+    slots = upstream.slots
+    if slots.used >= slots.limit.slots or (
+        slots.waiting is not None and exchange.blocker is not slots
+    ):
+        return _no_connection_slow(exchange, now_ns)
     limit_set = upstream.limit_set
-    entries = limit_set.rows(exchange.keys, now_ns)
-    refusal = limit_set.admit(entries, exchange.costs, now_ns, exchange.refusal)
-    if refusal is None:
+    if limit_set.limits:
+        entries = limit_set.rows(exchange.keys, now_ns)
+        refusal = limit_set.admit(entries, exchange.costs, now_ns, exchange.refusal)
+        if refusal is not None:
+            return _blocked_slow(exchange, refusal)
         exchange.entries = entries
-        return None
-    return _blocked_slow(exchange, refusal)
+    slots.take(1, now_ns)
+    return None
+
+
+def _no_connection_slow(exchange: Admittee, now_ns: int) -> Blocked:
+    """All connections are in use, or others wait for one already: no limit is asked."""
+    slots = exchange.upstream.slots
+    _leave_row(exchange)
+    wait_ns = slots.ask(1, now_ns) or 1
+    blocked = Blocked(slots, wait_ns, ErrorKind.CONNECTIONS_USED_UP, slots.limit.name, 0)
+    exchange.last_blocked = blocked
+    return blocked
+
+
+def _leave_row(exchange: Admittee) -> None:
+    """It moves from a row's queue to another kind of queue: no demand is left at the row."""
+    if exchange.refusal is not None:
+        exchange.upstream.limit_set.leave(exchange.refusal)
+        exchange.refusal = None
 
 
 def _blocked_slow(exchange: Admittee, refusal: Refusal) -> Blocked:
@@ -365,8 +416,9 @@ def _blocked_slow(exchange: Admittee, refusal: Refusal) -> Blocked:
             f"the cost {exchange.costs[refusal.index]} is over what limit {name} ever gives",
             limit=name,
         )
-    kind = ErrorKind.CONNECTIONS_USED_UP if use.is_connections else ErrorKind.LIMITED
-    blocked = Blocked(refusal.entry, refusal.retry_after_ns, kind, name, use.ns_per_token)
+    blocked = Blocked(
+        refusal.entry, refusal.retry_after_ns, ErrorKind.LIMITED, name, use.ns_per_token
+    )
     exchange.last_blocked = blocked
     return blocked
 

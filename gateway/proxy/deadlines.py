@@ -74,8 +74,8 @@ class Wheel:
             if 0 < watched.deadline_ns <= now_ns:
                 watched.deadline_ns = 0
                 watched.expired(now_ns)
-            else:
-                watched.turned(now_ns)
+            elif watched.watching:  # another one's end may have ended this one's watch, or put its
+                watched.turned(now_ns)  # deadline off
 
     def _step(self) -> None:
         self._handle = self._loop.call_later(STEP_NS / SECOND, self._step)

@@ -19,9 +19,10 @@ from gateway.errors import ErrorKind, GatewayError
 from gateway.h1.codec import BadMessage
 from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
 from gateway.proxy.answers import error_answer
+from gateway.proxy.clients import NO_NAMES, certificate_names
 from gateway.proxy.exchange import Exchange
-from gateway.proxy.flow import PAUSE_PIPELINE
-from gateway.proxy.relay import Relay
+from gateway.proxy.flow import PAUSE_HELD, PAUSE_PEER, PAUSE_PIPELINE
+from gateway.proxy.relay import CLOSE_TIMEOUT_NS, Relay
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,13 +44,17 @@ class State(enum.Enum):
 
 
 class DownstreamProtocol(Relay):
-    """Decodes requests and hands each to an Exchange; writes what the exchange puts into `out`."""
+    """Decodes requests and hands each to an Exchange; writes what the exchange puts into `out`.
+
+    `source` is the client's address: the peer's, or the one that a believed PROXY header told.
+    """
 
     __slots__ = (
         "_advance_due",
         "_decoder",
         "_lingered_bytes",
         "_state",
+        "certificate_names",
         "decoding",
         "exchange",
         "listener",
@@ -57,11 +62,12 @@ class DownstreamProtocol(Relay):
         "source",
     )
 
-    def __init__(self, worker: Worker, listener: Listener) -> None:
+    def __init__(self, worker: Worker, listener: Listener, source: str = "") -> None:
         super().__init__(worker)
         self.listener = listener
         self.exchange: Exchange | None = None
-        self.source = ""
+        self.source = source
+        self.certificate_names = NO_NAMES
         self.requests = 0
         self._state = State.IDLE
         self._decoder = worker.codec.request_decoder(self, listener.head_limits)
@@ -73,8 +79,10 @@ class DownstreamProtocol(Relay):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        peer = transport.get_extra_info("peername")
-        self.source = str(peer[0]) if isinstance(peer, tuple) and peer else "unix"
+        if not self.source:
+            peer = transport.get_extra_info("peername")
+            self.source = str(peer[0]) if isinstance(peer, tuple) and peer else "unix"
+        self.certificate_names = certificate_names(transport.get_extra_info("peercert"))
         if not self.listener.admit(self):
             self.worker.count("connections_refused")
             self.abort()
@@ -122,6 +130,8 @@ class DownstreamProtocol(Relay):
     def writable(self, yes: bool) -> None:
         if self.exchange is not None:
             self.exchange.client_writable(yes)
+        elif yes and self._advance_due:
+            self._after_decoding()
 
     def peer_left(self) -> None:
         exchange, self.exchange = self.exchange, None
@@ -134,10 +144,14 @@ class DownstreamProtocol(Relay):
             self.exchange.client_silent(now_ns)
         elif self._state is State.HEAD:
             self.refuse(GatewayError(ErrorKind.HEAD_TIMEOUT))
-        elif self._state is State.LINGER:
-            self.abort()
-        else:
+        elif self._state is not State.LINGER:
             self.close()
+        elif self.took_more():
+            self._linger_on()
+        elif self._unsent_bytes:
+            self.reset()  # only a reset tells a close-delimited body's end from its truncation
+        else:
+            self.abort()
 
     # The decoder's side.
 
@@ -205,8 +219,13 @@ class DownstreamProtocol(Relay):
     def _after_decoding(self) -> None:
         """Starts the next message while one is due, flat: a pipeline must not nest calls."""
         while self._advance_due and not self.lost_already:
-            self._advance_due = False
             self.flush()
+            if self.write_blocked:
+                # A client that reads no answers gets no new ones: `writable` goes on.
+                self.set_timeout(self.worker.runtime.idle_timeout_ns)
+                break
+            self._advance_due = False
+            self.resume_reading(PAUSE_HELD | PAUSE_PEER)
             self._state = State.HEAD if self._decoder.buffered else State.IDLE
             runtime = self.worker.runtime
             if self.worker.draining and self._state is State.IDLE:
@@ -227,7 +246,7 @@ class DownstreamProtocol(Relay):
         exchange = self.exchange
         if exchange is not None:
             exchange.flush_request()
-        if exchange is not None and self._decoder.buffered:
+        if (exchange is not None or self._advance_due) and self._decoder.buffered:
             self.pause_reading(PAUSE_PIPELINE)
         else:
             self.resume_reading(PAUSE_PIPELINE)
@@ -238,8 +257,8 @@ class DownstreamProtocol(Relay):
         if exchange is not None:
             exchange.request_broken(error)
             self.exchange = None
-            return
-        self.refuse(error)
+        elif self._state is not State.LINGER:  # there the last answer has gone out
+            self.refuse(error)
 
     def _linger(self) -> None:
         if self.lost_already or self.transport.is_closing():
@@ -248,6 +267,12 @@ class DownstreamProtocol(Relay):
             self.close()
             return
         self._state = State.LINGER
+        self.flush_now()
+        self.took_more()
         self.transport.write_eof()
         self.resume_reading(-1)
-        self.set_timeout(LINGER_TIMEOUT_NS)
+        self._linger_on()
+
+    def _linger_on(self) -> None:
+        """The client first gets the time to take its answer, and then that to see its end."""
+        self.set_timeout(CLOSE_TIMEOUT_NS if self._unsent_bytes else LINGER_TIMEOUT_NS)

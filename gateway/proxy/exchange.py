@@ -103,10 +103,10 @@ class Exchange(Respondent):
 
     def rejoin(self, upstream: Upstream | None, now_ns: int) -> None:
         """A reload came while this exchange was held: it goes on under the new Runtime."""
-        if upstream is None:
+        if upstream is None:  # all that a client names itself would have to be judged anew
             self.fail(GatewayError(ErrorKind.UPSTREAM_GONE, phase=Phase.QUEUE))
             return
-        self.upstream = upstream
+        self._address(upstream)
         try:
             blocked = admission.ask_anew(self, now_ns)
         except GatewayError as error:
@@ -137,11 +137,9 @@ class Exchange(Respondent):
         target = head.target
         if head.method == b"CONNECT":
             self.is_connect = True
-            self.upstream, host = find_tunnel(runtime, target)
-            self.upstream_name = self.upstream.name
+            upstream, head.host = find_tunnel(runtime, target)
             self.path = b""
-            self.fields = []
-            head.host = host
+            self._address(upstream)
             return
         if target.startswith(b"/") or target == b"*":
             route = runtime.routes.find(head.method, head.host, target)
@@ -151,20 +149,32 @@ class Exchange(Respondent):
             self.path = strip_path(target, route.strip)
         else:
             upstream, self.path, head.host = find_absolute(runtime, target, head.method)
-        self.upstream = upstream
-        self.upstream_name = upstream.name
+        self._address(upstream)
         if came_through(head.fields, worker.pseudonym):
             raise GatewayError(ErrorKind.LOOP, "Via names this gateway")
+
+    def _address(self, upstream: Upstream) -> None:
+        """The request as it goes to that upstream."""
+        head = self.head
+        self.upstream = upstream
+        self.upstream_name = upstream.name
+        self.fields = []
+        if self.is_connect:
+            return
         self.fields = forward_request(
-            head, upstream.host_header or head.host, worker.via, upstream.rules
+            head, upstream.host_header or head.host, self.worker.via, upstream.rules
         )
         if head.upgrade:
             self.fields += upgrade_fields(head.upgrade)
+        self._credential = None  # the upstream's rules may have set another
 
     def _hold(self, blocked: admission.Blocked, now_ns: int) -> None:
         error = admission.may_wait(self, blocked, now_ns)
         if error is None:
             self.stage = Stage.HELD
+            if self.head.expect_continue and not self._body_bytes:
+                # The client waits for 100, and that for us.
+                self.downstream.deadline_ns = self.arrival_ns + self.upstream.timeouts.total_ns
             if self.worker.waitroom.join(self, blocked, now_ns):
                 return
             error = GatewayError(
@@ -185,7 +195,7 @@ class Exchange(Respondent):
         if isinstance(connection, TunnelEnd):
             self.status = 200
             self.downstream.out.append(TUNNEL_OPEN)
-            self.switch(connection, b"")
+            self.switch(connection, connection.take_rest())
             return
         self.stage = Stage.SENT
         self.connection = connection
@@ -201,7 +211,8 @@ class Exchange(Respondent):
             self._send_end(now_ns)
         else:
             downstream.deadline_ns = now_ns + self.upstream.timeouts.body_idle_ns
-        downstream.resume_reading(PAUSE_HELD)
+        # PAUSE_PEER was for a connection that this one replaces.
+        downstream.resume_reading(PAUSE_HELD | PAUSE_PEER)
         if not downstream.decoding:
             connection.flush()
 
@@ -276,8 +287,11 @@ class Exchange(Respondent):
         timeouts = self.upstream.timeouts
         downstream = self.downstream
         if yes:
-            downstream.deadline_ns = now_ns + timeouts.body_idle_ns
-            connection.deadline_ns = 0
+            if not self.request_done:
+                downstream.deadline_ns = now_ns + timeouts.body_idle_ns
+                connection.deadline_ns = 0
+            elif not self.response_started:
+                connection.deadline_ns = now_ns + timeouts.response_ns
             downstream.resume_reading(PAUSE_PEER)
         else:
             # From here on it is the upstream that is slow.
@@ -306,10 +320,10 @@ class Exchange(Respondent):
         """Asks for another send, which takes tokens as the first did; False: no room in time."""
         admission.give_back(self, now_ns)
         try:
-            blocked = admission.ask_anew(self, now_ns)
+            blocked = admission.ask_once_more(self, now_ns)
         except GatewayError:
             return False
-        if blocked is not None and admission.may_wait(self, blocked, now_ns) is not None:
+        if blocked is not None and not admission.ends_in_time(self, blocked, now_ns):
             return False
         counts = self.upstream.counts
         counts.retried += 1
@@ -367,8 +381,10 @@ class Exchange(Respondent):
         if self.stage is Stage.OVER:
             self.downstream.abort()
         elif self.response_started:
+            takes_nothing = self.downstream.write_blocked or not self.request_done
+            source = Source.CLIENT_TIMEOUT if takes_nothing else Source.SERVER_TIMEOUT
             self._release()
-            self.over(error.termination)
+            self.over(Termination(source, Phase.DATA))
             self.downstream.cut(self._framing_out)
         else:
             self.fail(error)
@@ -404,7 +420,9 @@ class Exchange(Respondent):
             and head.content_length <= HELD_BYTES_MAX
             and kind.source not in (Source.CLIENT, Source.CLIENT_TIMEOUT)
         )
-        close = close or not head.keep_alive or self.worker.draining or not rest_is_small
+        # What was meant for a tunnel must never be read as a request.
+        close = close or not head.keep_alive or not rest_is_small or head.method == b"CONNECT"
+        close = close or self.worker.draining
         self.downstream.out.append(
             error_answer(
                 error,
@@ -420,11 +438,14 @@ class Exchange(Respondent):
         self.response_started = True
         self.over(error.termination, error)
         self._body_bytes = 0
+        self.downstream.resume_reading(PAUSE_HELD | PAUSE_PEER)  # the rest is read, and dropped
         self.downstream.flush_unless_decoding()
         if close:
             self.downstream.exchange_done(keep=False)
         elif self.request_done:
             self.downstream.exchange_done(keep=True)
+        else:
+            self.downstream.set_timeout(self.worker.runtime.head_timeout_ns)
 
     def _release(self) -> None:
         """Lets go of the waitroom's, the pool's and the connection's part in this exchange."""

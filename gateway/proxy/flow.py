@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 
 __all__ = [
+    "FLUSH_BYTES",
     "HELD_BYTES_MAX",
     "PAUSE_HELD",
     "PAUSE_PEER",
@@ -20,6 +21,7 @@ __all__ = [
 
 READ_BYTES = 64 * 1024  # one read; the kernel's default receive buffer is of this order
 WRITE_HIGH = 64 * 1024  # a transport with more than this unsent stops the other side's reading
+FLUSH_BYTES = 16 * 1024  # gathered octets that do not wait for the end of the loop's turn
 HELD_BYTES_MAX = 64 * 1024  # body octets kept for a request that has no upstream connection yet
 
 # Why reading is paused: a set of bits, reading goes on when none is left.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gateway.clock import monotonic_ns, wall_ns
@@ -19,17 +19,22 @@ from gateway.proxy.deadlines import Wheel
 from gateway.proxy.flow import READ_BYTES
 
 if TYPE_CHECKING:
+    import ssl
+
     from gateway.breaker.outcome import FailureRule
     from gateway.breaker.providers import Profile
     from gateway.breaker.states import Change
     from gateway.breaker.table import BreakerTable
     from gateway.h1.forward import FieldRules
+    from gateway.limits.inflight import InflightRow
     from gateway.limits.policy import LimitSet
     from gateway.limits.verdict import Limit
     from gateway.proxy.admission import Admittee
-    from gateway.proxy.clients import ClientTable
+    from gateway.proxy.clients import ClientTable, Network
     from gateway.proxy.downstream import DownstreamProtocol
-    from gateway.proxy.pool import UpstreamPool
+    from gateway.proxy.pool import Pool
+    from gateway.proxy.preface import Preface
+    from gateway.proxy.relay import Relay
     from gateway.proxy.targets import ForwardTable
     from gateway.proxy.waitroom import WaitRoom
     from gateway.routes import RouteTable
@@ -89,7 +94,6 @@ class LimitUse(NamedTuple):
     key: KeyPart | None  # None: one counter serves all
     cost: Callable[[Admittee], int] | None  # None: always 1
     ns_per_token: int  # at the configured rate; 0 for slots
-    is_connections: bool
     by_credential: bool  # its rows are credentials, so a credential's pause concerns one of them
     fill: Callable[[int], None] | None  # takes every row's burst away, as a pause has ended
     scale: Callable[[float, int], None] | None  # lets it drain at a part of its rate
@@ -177,6 +181,7 @@ class Upstream:
         "retry",
         "rules",
         "settled",
+        "slots",
         "timeouts",
         "tunnel_denied",
         "tunnels",
@@ -185,9 +190,10 @@ class Upstream:
 
     name: str
     host_header: bytes | None
-    pool: UpstreamPool
+    pool: Pool
     limit_set: LimitSet
     limit_uses: tuple[LimitUse, ...]
+    slots: InflightRow  # its connections, each exchange that was admitted holds one
     fixed_keys: tuple[bytes, ...] | None  # None: keys or costs differ from request to request
     fixed_costs: tuple[int, ...]
     queue_budget: Budget
@@ -199,7 +205,7 @@ class Upstream:
     timeouts: Timeouts
     settled: tuple[int, ...]  # the limits whose costs responses tell
     retry: RetryRule
-    tunnels: UpstreamPool
+    tunnels: Pool
     tunnel_denied: str  # why CONNECT is refused and what to use instead; "": it is allowed
     counts: UpstreamCounts
 
@@ -239,30 +245,58 @@ class Mesh(Protocol):
 
 
 class Listener:
-    """A bound address: its limits, and who is connected through it."""
+    """A bound address: its limits, and who is connected through it.
 
-    __slots__ = ("connections", "connections_max", "head_limits", "name")
+    With `proxied_by` a PROXY header comes first and is believed from these sources; then TLS too is
+    begun behind it, with `context`, by tasks that stand in `handshakes`.
+    """
 
-    def __init__(self, name: str, head_limits: HeadLimits, connections_max: int) -> None:
+    __slots__ = (
+        "connections",
+        "connections_max",
+        "context",
+        "handshakes",
+        "head_limits",
+        "name",
+        "proxied_by",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        head_limits: HeadLimits,
+        connections_max: int,
+        proxied_by: Sequence[Network] = (),
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         self.name = name
         self.head_limits = head_limits
         self.connections_max = connections_max
-        self.connections: set[DownstreamProtocol] = set()
+        self.proxied_by = proxied_by
+        self.context = context
+        self.connections: set[DownstreamProtocol | Preface] = set()
+        self.handshakes: set[asyncio.Task[None]] = set()
 
-    def admit(self, connection: DownstreamProtocol) -> bool:
+    def admit(self, connection: DownstreamProtocol | Preface) -> bool:
         if len(self.connections) >= self.connections_max:
             return False
         self.connections.add(connection)
         return True
 
-    def leave(self, connection: DownstreamProtocol) -> None:
+    def leave(self, connection: DownstreamProtocol | Preface) -> None:
         self.connections.discard(connection)
+
+    def end_handshakes(self) -> None:
+        """Drops those whose TLS has not begun to carry a request."""
+        for task in self.handshakes:
+            task.cancel()
 
 
 class Worker:
     """What all connections of one process share."""
 
     __slots__ = (
+        "_unwritten",
         "chance",
         "codec",
         "counts",
@@ -303,6 +337,7 @@ class Worker:
         self.wheel = Wheel(loop)
         self.read_buffer = memoryview(bytearray(READ_BYTES))
         self.draining = False
+        self._unwritten: list[Relay] = []
         self.note_change: Callable[[str, Change], None] = _nothing
         self.counts: dict[str, int] = defaultdict(int)
         self.ring: list[AccessRecord] = []
@@ -312,6 +347,17 @@ class Worker:
     def hash_key(self) -> bytes:
         """What credentials are hashed with: the same on all nodes of a mesh."""
         return self.mesh.hash_key
+
+    def flush_later(self, relay: Relay) -> None:
+        """Lets a connection write at the end of this turn, with all others that have to."""
+        if not self._unwritten:
+            self.loop.call_soon(self._flush_all)
+        self._unwritten.append(relay)
+
+    def _flush_all(self) -> None:
+        unwritten, self._unwritten = self._unwritten, []
+        for relay in unwritten:
+            relay.flush_now()
 
     def count(self, name: str) -> None:
         """Counts something rare under its name."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Relay")
 
-__all__ = ["Dialer", "UpstreamPool"]
+__all__ = ["Dialer", "Pool", "UpstreamPool"]
 
 
 class Dialer(Protocol):
@@ -34,6 +34,42 @@ class Dialer(Protocol):
 
     def __call__(self, make: Callable[[], R]) -> Coroutine[None, None, R]:
         """A connected protocol made by `make`. Raises GatewayError, and nothing else."""
+        ...
+
+
+class Pool(Protocol):
+    """What an exchange, a reload and the admin interface need of a pool."""
+
+    dials: int
+    reuses: int
+
+    @property
+    def idle_count(self) -> int: ...
+
+    @property
+    def open_count(self) -> int: ...
+
+    @property
+    def dialling_count(self) -> int: ...
+
+    def take(self, exchange: Exchange) -> None:
+        """Gives the exchange a connection, now or later, through `connected` or `upstream_failed`.
+
+        `exchange.wants_fresh` asks for a new one: the retry after a stale connection must leave
+        the pool.
+        """
+        ...
+
+    def leave(self, exchange: Exchange) -> None:
+        """The exchange no longer wants the connection it asked for."""
+        ...
+
+    def close(self) -> None:
+        """No more reuse: idle connections close now, busy ones after their exchange."""
+        ...
+
+    async def abort(self) -> None:
+        """Ends everything now (the worker stops)."""
         ...
 
 
@@ -117,9 +153,10 @@ class UpstreamPool:
                 self._waiting.remove(waiter)
                 waiter.connected(connection)
                 return
-        if self.closed:
+        if self.closed or not connection.may_idle:
             connection.close()
             return
+        connection.fresh = False  # what has idled may be stale, whether it was used or not
         connection.deadline_ns = monotonic_ns() + self.idle_timeout_ns
         self._idle.append(connection)
 

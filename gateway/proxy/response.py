@@ -46,7 +46,7 @@ class Respondent(admission.Admittee):
     )
 
     def __init__(self, worker: Worker, downstream: DownstreamProtocol, head: RequestHead) -> None:
-        super().__init__(worker, head, downstream.source)
+        super().__init__(worker, head, downstream.source, downstream.certificate_names)
         self.downstream = downstream
         self.connection: UpstreamProtocol | None = None
         self.stage = Stage.ADMIT
@@ -172,7 +172,9 @@ class Respondent(admission.Admittee):
         worker = self.worker
         fields = forward_response(head, worker.via)
         if head.status == 101:
-            if not self.head.upgrade or not upgrade_fields(self.head.upgrade):
+            asked = self.head.upgrade and upgrade_fields(self.head.upgrade)
+            if not asked or not self.request_done:
+                # RFC 9110 section 7.8: the request is completed before the protocol changes.
                 unasked = GatewayError(ErrorKind.BAD_RESPONSE, "101 was not asked for")
                 self.upstream_failed(unasked)
                 return

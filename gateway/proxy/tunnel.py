@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gateway.clock import monotonic_ns
 from gateway.errors import Source
-from gateway.proxy.flow import PAUSE_PEER
+from gateway.proxy.flow import PAUSE_HELD, PAUSE_PEER
 from gateway.proxy.relay import Relay
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class Tunnel:
         """Takes both connections over; the octets came behind the heads of either side."""
         downstream, upstream = self._downstream, self._upstream
         downstream.tunnel = upstream.tunnel = self
-        downstream.flush()
-        upstream.flush()
+        downstream.flush_now()
+        upstream.flush_now()
         for end in (downstream, upstream):
             end.resume_reading(-1)
         if early_in:
@@ -142,21 +142,31 @@ class Tunnel:
 class TunnelEnd(Relay):
     """The upstream's end of a CONNECT tunnel: it has no life outside one.
 
-    Between its connection and the tunnel's beginning nothing is read.
+    A server may speak before the tunnel has begun: one read is kept, and no more read meanwhile.
+    One whose client has gone by then is not kept for another.
     """
 
-    __slots__ = ("fresh", "pool")
+    may_idle = False
+
+    __slots__ = ("_early", "fresh", "pool")
 
     def __init__(self, worker: Worker, pool: UpstreamPool) -> None:
         super().__init__(worker)
         self.pool = pool
         self.fresh = True
+        self._early = b""
+
+    def take_rest(self) -> bytes:
+        """What the server said before the tunnel began."""
+        early, self._early = self._early, b""
+        return early
 
     def received(self, data: bytes) -> None:
-        self.abort()
+        self._early += data
+        self.pause_reading(PAUSE_HELD)  # the tunnel's beginning ends it
 
     def ended(self) -> None:
-        self.abort()
+        """What it said is still passed on; the transport closes by itself."""
 
     def lost(self) -> None:
         """Before a tunnel began there is nobody to tell."""

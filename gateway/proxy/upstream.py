@@ -28,9 +28,11 @@ DISCARD_TIMEOUT_NS = SECOND
 class UpstreamProtocol(Relay):
     """Writes requests, decodes responses, and tells the exchange.
 
-    `fresh` is true until the first response: a reused connection that closes before answering is
-    the stale-connection race, not the upstream's failure (RFC 9110 section 9.2.2).
+    `fresh` is true until the first response or rest: a connection that was idle and closes before
+    answering is the stale-connection race, not the upstream's failure (RFC 9110 section 9.2.2).
     """
+
+    may_idle = True
 
     __slots__ = (
         "_chunked",
@@ -206,7 +208,12 @@ class UpstreamProtocol(Relay):
         self._done = False
         self.fresh = False
         self.resume_reading(PAUSE_PEER)
-        if self._decoder.reusable and not self.lost_already and not self.transport.is_closing():
+        if (
+            self._decoder.reusable
+            and not self.write_blocked  # an answer before the request was read: it may never be
+            and not self.lost_already
+            and not self.transport.is_closing()
+        ):
             self.pool.give(self)
         else:
             self.close()

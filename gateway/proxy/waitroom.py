@@ -12,6 +12,7 @@ import heapq
 from typing import TYPE_CHECKING, Any
 
 from gateway.clock import SECOND
+from gateway.errors import GatewayError
 from gateway.proxy import admission
 from gateway.waiting.fair_queue import FairQueue
 
@@ -99,8 +100,12 @@ class WaitRoom:
             self._poked[blocker] = None
 
     def exchanges(self) -> list[Exchange]:
-        """All that wait, oldest deadline first."""
-        return [entry[2] for entry in sorted(self._deadlines) if entry[2].blocker is not None]
+        """All that wait, each once, oldest deadline first.
+
+        One that left and came back (a reload, a retry) has its deadline in the heap twice.
+        """
+        held = [entry[2] for entry in sorted(self._deadlines) if entry[2].blocker is not None]
+        return list(dict.fromkeys(held))
 
     def run(self, now_ns: int) -> None:
         """Serves every wake and deadline that is due (split from the timer for the tests)."""
@@ -129,7 +134,13 @@ class WaitRoom:
     def _serve(self, blocker: Any, now_ns: int) -> None:
         while blocker.waiting is not None:
             exchange: Exchange = blocker.waiting.head()
-            blocked = exchange.try_again(now_ns)
+            try:
+                blocked = exchange.try_again(now_ns)
+            except GatewayError as error:
+                # It fitted when it came; since then a burst shrank below its cost.
+                self.leave(exchange)
+                exchange.fail(error)
+                continue
             if blocked is None:
                 blocker.waiting.pop()
                 self._left(blocker)
@@ -138,8 +149,10 @@ class WaitRoom:
             elif now_ns + blocked.wait_ns >= exchange.wait_until_ns:
                 self.leave(exchange)
                 exchange.wait_over(now_ns)
-            elif blocked.blocker is blocker:
-                self._wake_at(blocker, now_ns + blocked.wait_ns)
+            elif blocked.blocker.waiting is blocker.waiting:
+                # The queue and not the row is compared: a row in front of another shares its queue,
+                # and news may name either.
+                self._wake_at(blocked.blocker, now_ns + blocked.wait_ns)
                 return
             else:
                 blocker.waiting.remove(exchange)

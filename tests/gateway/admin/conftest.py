@@ -63,9 +63,11 @@ def make_served(tmp_path: Path) -> Callable[..., Any]:
             [
                 Rule(Gcra("account", 45, SECOND, 5, now_ns=now_ns), 45, SECOND),
                 Rule(Window("quota", 100, 60 * SECOND), 100, 60 * SECOND),
-                Rule(Inflight("connections", 200), 200, 0, in_flight=True),
+                Rule(Inflight("open", 200), 200, 0, in_flight=True),
             ]
         )
+        upstream.slots = Inflight("connections", 200).entry(b"", now_ns)
+        upstream.slots.take(3, now_ns)
         upstream.pool = SimpleNamespace(idle_count=2, open_count=3, dialling_count=1)  # type: ignore[assignment]
         worker = SimpleNamespace(
             runtime=SimpleNamespace(generation=4, upstreams={"api": upstream}),

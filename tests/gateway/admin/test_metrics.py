@@ -80,7 +80,7 @@ def test_limits_and_breakers_are_exposed(make_served: MakeServed) -> None:
     account = {"upstream": "api", "limit": "account"}
     assert value(samples, "egressd_limit_rate_tokens_per_second", **account) == 45
     assert value(samples, "egressd_limit_burst_tokens", **account) == 5
-    slots = {"upstream": "api", "limit": "connections"}
+    slots = {"upstream": "api", "limit": "open"}
     assert value(samples, "egressd_limit_level_tokens", **slots) == 7
     assert value(samples, "egressd_limit_tokens", **slots, by="self") == 7
     states = {

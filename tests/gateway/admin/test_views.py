@@ -27,9 +27,9 @@ def test_the_document_is_plain_and_complete(make_served: MakeServed) -> None:
     assert 5.0 <= node["uptime_s"] < 60.0
     assert (node["ready"], node["draining"], node["connections"]) == (True, False, 9)
     api = document["upstreams"]["api"]
-    assert api["pool"] == {"idle": 2, "open": 3, "dialling": 1}
+    assert api["pool"] == {"idle": 2, "open": 3, "dialling": 1, "in_use": 3}
     assert api["breaker"]["state"] == "closed"
-    assert [limit["name"] for limit in api["limits"]] == ["account", "quota", "connections"]
+    assert [limit["name"] for limit in api["limits"]] == ["account", "quota", "open"]
     kinds = [(limit["algorithm"], limit["rate"], limit["burst"]) for limit in api["limits"]]
     assert kinds == [("smooth", "45/s", 5), ("window", "100/min", 10), ("in_flight", None, 0)]
     assert document["counts"]["stale_connection_retries"] == 1

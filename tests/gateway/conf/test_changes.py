@@ -167,5 +167,38 @@ def test_a_section_that_comes_or_goes_counts_as_well(loaded: Loaded) -> None:
     assert {"node.name", "node.workers", "mesh.bind", "admin.bind"} <= set(RESTART_KEYS)
 
 
+TLS = ', tls = { cert = "pem", key = "pem" }'
+MUTUAL = ', tls = { cert = "pem", key = "pem", client_ca = "pem" }'
+PROXIED = ', proxy_protocol = ["10.0.0.0/8"]'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "keys"),
+    [
+        ("", TLS, ["listen.0.tls"]),
+        (MUTUAL + PROXIED, "", ["listen.0.tls"]),
+        (TLS, MUTUAL, ["listen.0.tls.client_ca"]),
+        (MUTUAL, TLS, ["listen.0.tls.client_ca"]),
+        (TLS, TLS + PROXIED, ["listen.0.proxy_protocol"]),
+        (TLS + PROXIED, TLS, ["listen.0.proxy_protocol"]),
+        (TLS + PROXIED, TLS + PROXIED.replace("10.0", "10.1").replace("/8", "/16"), []),
+        (TLS, TLS.replace('cert = "pem"', 'cert = "other"'), []),
+        ("", PROXIED, []),
+        (PROXIED, "", []),
+        (TLS, TLS, []),
+    ],
+)
+def test_an_open_listener_keeps_the_kind_of_its_tls(
+    old: str, new: str, keys: list[str], loaded: Loaded, tmp_path: Path
+) -> None:
+    for name in ("pem", "other"):
+        (tmp_path / name).write_text("pem")
+    before = loaded(f'listen = [{{ bind = "127.0.0.1:1"{old} }}]')
+    assert _keys(cannot_change(before, loaded(f'listen = [{{ bind = "127.0.0.1:1"{new} }}]'))) == (
+        keys
+    )
+    assert _keys(cannot_change(before, loaded(f'listen = [{{ bind = "127.0.0.1:2"{new} }}]'))) == []
+
+
 def _keys(findings: list[Finding]) -> list[str]:
     return [key_text(finding.path) for finding in findings]

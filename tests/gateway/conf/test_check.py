@@ -181,6 +181,10 @@ CASES = [
         '[[client]]\nname = "a"\nsource = ["::1"]\n[[client]]\nname = "a"\nsource = ["::1"]',
         "5: client.1.name: 'a' names two clients",
     ),
+    (
+        '[[listen]]\nbind = "unix:/s"\nproxy_protocol = ["::1"]',
+        "3: listen.0.proxy_protocol: can never be believed",
+    ),
     ("[access]\nanonymous = false", "2: access.anonymous: false, and no [[client]]"),
     (
         '[spool]\npath = "a"\nkafka = { bootstrap = ["k:1"] }',

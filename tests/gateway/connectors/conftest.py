@@ -1,4 +1,4 @@
-"""Loops for the dialers' tests: the two real ones, and one whose time jumps."""
+"""Loops for the dialers' tests: the two real ones, and one whose time jumps. A gateway for h2."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import gc
 import os
 import selectors
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from fakes.gateway import Gateway
+from fakes.h2_gateway import AUTHORITY, CONF, Make, server_context
+from fakes.h2_origin import H2Origin, H2Script, h2_answer
 
 Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
@@ -97,3 +101,28 @@ def run(request: pytest.FixtureRequest) -> Run:
 def run_virtual() -> Run:
     """Runs a coroutine function in virtual time; nothing may be left over."""
     return _runner(JumpingLoop)
+
+
+@pytest.fixture
+def h2_folder(tmp_path: Path) -> Path:
+    """A folder with the certificate of who signed the origins'."""
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return tmp_path
+
+
+@pytest.fixture(params=[("httptools", "uvloop"), ("h11", "asyncio")], ids=["fast", "reference"])
+def make_h2(request: pytest.FixtureRequest, h2_folder: Path) -> Iterator[Make]:
+    """An HTTP/2 origin with a script and a gateway in front of it."""
+    codec, loop = request.param
+    with contextlib.ExitStack() as stack:
+
+        def build(
+            script: H2Script | None = None, upstream: str = "", **facts: Any
+        ) -> tuple[Gateway, H2Origin]:
+            facts.setdefault("ssl_context", server_context())
+            origin = stack.enter_context(H2Origin(script or h2_answer(), **facts))
+            text = CONF.format(port=origin.port, folder=h2_folder, upstream=upstream)
+            gateway = stack.enter_context(Gateway(text, h2_folder, loop=loop, codec=codec))
+            return gateway, origin
+
+        yield build

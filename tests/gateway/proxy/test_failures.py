@@ -15,7 +15,7 @@ from fakes.origin import Connection, Received, answer
 def nothing_is_held(gateway) -> None:
     """After all clients have gone: no connection, slot, waiter or dial is left."""
     upstream = gateway.upstream("api")
-    slots = upstream.limit_uses[-1].limit
+    slots = upstream.slots.limit
 
     def at_rest() -> bool:
         pool = upstream.pool

@@ -1,0 +1,139 @@
+"""What comes before HTTP on a listener with `proxy_protocol`: the PROXY header, and then TLS.
+
+Only such listeners pay for this room. The header is read to the octet, never beyond it, so that
+whatever follows is still in the kernel for who comes next: HTTP on the same transport, or a TLS
+layer on the same socket. asyncio has TLS from a connection's first octet or not at all
+(`start_tls` tells the protocol nothing of the new transport before data arrives), so for TLS the
+socket is taken from its transport and accepted once more; that handshake is a task.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from gateway.h1.codec import BadMessage
+from gateway.h1.proxy_protocol import ProxyHeader
+from gateway.proxy.clients import address_of, within
+from gateway.proxy.downstream import DownstreamProtocol
+from gateway.proxy.relay import Relay
+
+if TYPE_CHECKING:
+    import asyncio
+    import ssl
+
+    from gateway.proxy.graph import Listener, Worker
+
+__all__ = ["TLS_HANDSHAKE_SECONDS", "Preface"]
+
+TLS_HANDSHAKE_SECONDS = 10.0
+
+
+class Preface(Relay):
+    """A client's connection until its PROXY header is read, or known not to be believed."""
+
+    __slots__ = ("_listener", "header")
+
+    def __init__(self, worker: Worker, listener: Listener) -> None:
+        super().__init__(worker)
+        self._listener = listener
+        self.header = ProxyHeader()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not self._listener.admit(self):
+            self.worker.count("connections_refused")
+            self.abort()
+            return
+        peer = transport.get_extra_info("peername")
+        address = address_of(str(peer[0])) if isinstance(peer, tuple) and peer else None
+        if address is None or not within(address, self._listener.proxied_by):
+            # Not believed: a header would be a malformed request, or a malformed TLS record.
+            self._hand_over("")
+            return
+        self.set_timeout(self.worker.runtime.head_timeout_ns)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.worker.read_buffer[: self.header.wanted]
+
+    def received(self, data: bytes) -> None:
+        try:
+            end = self.header.feed(data)
+        except BadMessage:
+            self._refuse()
+            return
+        if end is not None:
+            self._hand_over(self.header.address or "")
+
+    def ended(self) -> None:
+        if self.header.begun:  # a bare connection and its end are a balancer's health check
+            self.worker.count("proxy_protocol_bad")
+
+    def lost(self) -> None:
+        """Nobody waits for it."""
+
+    def forget(self) -> None:
+        self._listener.leave(self)
+
+    def writable(self, yes: bool) -> None:
+        """Nothing is written here."""
+
+    def timed_out(self, now_ns: int) -> None:
+        self._refuse()
+
+    def drain(self) -> None:
+        """The worker stops: no request has begun."""
+        self.abort()
+
+    def _refuse(self) -> None:
+        """Closes without a word: the peer is a balancer, no client that could read an answer."""
+        self.worker.count("proxy_protocol_bad")
+        self.abort()
+
+    def _hand_over(self, source: str) -> None:
+        """The connection goes on, as that of `source`; "" is the peer itself."""
+        if self._listener.context is not None:
+            self._secure(self._listener.context, source)
+            return
+        if self._spoke is not None:
+            self._spoke.discard(self)
+            self._spoke = None
+        self.forget()
+        connection = DownstreamProtocol(self.worker, self._listener, source)
+        self.transport.set_protocol(connection)
+        connection.connection_made(self.transport)
+
+    def _secure(self, context: ssl.SSLContext, source: str) -> None:
+        """Takes the socket away from its transport, with its unread octets, and begins TLS."""
+        self.deadline_ns = 0
+        fd = self.transport.get_extra_info("socket").fileno()
+        try:
+            sock = socket.socket(fileno=os.dup(fd))
+        except OSError:  # no descriptor is left
+            self.worker.count("connections_refused")
+        else:
+            handshake = _accept(self.worker, self._listener, sock, context, source)
+            task = self.worker.loop.create_task(handshake)
+            self._listener.handshakes.add(task)
+            task.add_done_callback(self._listener.handshakes.discard)
+        self.abort()  # closes this descriptor; the connection lives while the other is open
+
+
+async def _accept(
+    worker: Worker, listener: Listener, sock: socket.socket, context: ssl.SSLContext, source: str
+) -> None:
+    """One handshake; afterwards the connection stands on its own. A failed one is closed."""
+    sock.setblocking(False)
+    try:
+        await worker.loop.connect_accepted_socket(
+            lambda: DownstreamProtocol(worker, listener, source),
+            sock,
+            ssl=context,
+            ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS,
+        )
+    except OSError:  # ssl.SSLError and the timeout are such; as with every TLS listener, silent
+        sock.close()
+    except BaseException:
+        sock.close()
+        raise

@@ -1,0 +1,225 @@
+"""The access log: lines to the octet, and what becomes of them when nobody takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import accesslog
+from gateway.accesslog import AccessLog, json_line, text_line
+from gateway.clock import MS, SECOND
+from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
+from gateway.proxy.graph import AccessRecord
+
+NORMAL = AccessRecord(
+    wall_ns=1_700_000_000 * SECOND + 45 * MS,
+    source="192.0.2.7",
+    client="billing",
+    listener="0.0.0.0:8080",
+    upstream="stripe",
+    method=b"GET",
+    host=b"stripe.internal",
+    target=b"/v1/charges?key=secret",
+    status=200,
+    bytes_in=0,
+    bytes_out=1234,
+    waited_ns=1_500_000,
+    connect_ns=250_000,
+    response_ns=20_000_000,
+    total_ns=21_750_999,
+    attempts=1,
+    termination=Termination(Source.NONE, Phase.NONE),
+    error=None,
+)
+ERROR = GatewayError(
+    ErrorKind.LIMITED, 'limit "l" has no room\n', phase=Phase.QUEUE, retry_after_ns=1, limit="l"
+)
+HOSTILE = NORMAL._replace(
+    source='x"y',
+    client="",
+    upstream="",
+    method=b"",
+    host=b'a"\xff\x1b',
+    target=b'/"\n{"status":200}\x00\xe9?secret',
+    status=429,
+    termination=ERROR.termination,
+    error=ERROR,
+)
+
+
+def test_a_json_line() -> None:
+    assert json_line(NORMAL) == (
+        '{"time":"2023-11-14T22:13:20.045Z","source":"192.0.2.7","client":"billing",'
+        '"listener":"0.0.0.0:8080","upstream":"stripe","method":"GET","host":"stripe.internal",'
+        '"path":"/v1/charges","status":200,"bytes_in":0,"bytes_out":1234,"waited_ms":1.500,'
+        '"connect_ms":0.250,"response_ms":20.000,"total_ms":21.751,"attempts":1,'
+        '"termination":"--"}'
+    )
+
+
+def test_a_json_line_of_hostile_octets_is_one_object() -> None:
+    line = json_line(HOSTILE)
+    assert line.isascii()
+    assert "\n" not in line
+    read = json.loads(line)
+    assert read["path"] == '/"\n{"status":200}\x00\xe9'
+    assert read["host"] == 'a"\xff\x1b'
+    assert read["source"] == 'x"y'
+    assert read["status"] == 429
+    assert read["termination"] == "PQ"
+    assert read["error"] == "http_request_denied"
+    assert read["detail"] == 'limit "l" has no room\n'
+    assert read["limit"] == "l"
+    assert "secret" not in line
+
+
+def test_a_text_line() -> None:
+    assert text_line(NORMAL) == (
+        "2023-11-14T22:13:20.045Z 192.0.2.7 billing 0.0.0.0:8080 stripe 1/0/20/21 200 1234 -- 1 "
+        '"GET stripe.internal/v1/charges"'
+    )
+
+
+def test_a_text_line_of_hostile_octets_stays_one_line() -> None:
+    assert text_line(HOSTILE) == (
+        '2023-11-14T22:13:20.045Z x"y - 0.0.0.0:8080 - 1/0/20/21 429 1234 PQ 1 '
+        '"- a\\x22\\xff\\x1b/\\x22\\n{\\x22status\\x22:200}\\x00\\xe9" http_request_denied'
+    )
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40), st.text(max_size=20))
+def test_any_octets_make_one_line(host: bytes, target: bytes, detail: str) -> None:
+    error = GatewayError(ErrorKind.INTERNAL, detail)
+    record = NORMAL._replace(host=host, target=target, error=error)
+    line = json_line(record)
+    assert line.isascii()
+    assert "\n" not in line
+    assert json.loads(line)["host"].encode("latin-1") == host
+    text = text_line(record)
+    assert text.isascii()
+    assert text.isprintable()
+    assert text.count('"') == 2
+
+
+def worker(records: int = 0) -> Any:
+    return SimpleNamespace(ring=[NORMAL] * records, ring_dropped=0)
+
+
+def paths(text: str) -> list[str]:
+    return [json.loads(line)["path"] for line in text.splitlines()]
+
+
+def test_lines_go_to_the_file_and_after_a_rotation_to_the_new_one(tmp_path: Path) -> None:
+    async def run() -> None:
+        path = tmp_path / "access.log"
+        busy = worker(2)
+        log = AccessLog(busy, str(path), "json")
+        log.open()
+        log.start()
+        await log.drain()
+        path.rename(tmp_path / "old.log")
+        busy.ring.append(NORMAL._replace(target=b"/late"))
+        await log.drain()  # still open under its new name
+        log.reopen()
+        busy.ring.append(NORMAL._replace(target=b"/new"))
+        await log.stop()
+        assert paths((tmp_path / "old.log").read_text()) == ["/v1/charges"] * 2 + ["/late"]
+        assert paths(path.read_text()) == ["/new"]
+        assert busy.ring_dropped == 0
+
+    asyncio.run(run())
+
+
+def test_a_path_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    log = AccessLog(worker(), str(tmp_path / "none" / "x.log"), "json")
+    with pytest.raises(OSError, match=r"log\.access: .*none/x\.log: No such file"):
+        log.open()
+
+
+def test_lines_that_the_disk_refuses_are_counted() -> None:
+    async def run() -> None:
+        full = worker(250)
+        log = AccessLog(full, "/dev/full", "text")
+        log.open()
+        log.start()
+        await log.drain()
+        assert full.ring_dropped == 250
+        assert full.ring == []
+        await log.stop()
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def stalled(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """(path of a pipe that nobody reads from, its reading end)."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    yield str(path), reader
+    os.close(reader)
+
+
+def test_a_reader_that_stands_still_costs_a_bounded_time(stalled, monkeypatch) -> None:
+    monkeypatch.setattr(accesslog, "STOP_SECONDS", 0.05)
+    path, _ = stalled
+
+    async def run() -> None:
+        busy = worker(accesslog.BATCH * 3)
+        log = AccessLog(busy, path, "json")
+        log.open()
+        log.start()
+        await log.stop()
+        # What the thread could not write is lost and counted; the others are whoever's comes next.
+        assert busy.ring_dropped == accesslog.BATCH
+        assert len(busy.ring) == 2 * accesslog.BATCH
+
+    asyncio.run(run())
+
+
+def test_a_stop_in_the_middle_of_a_drain_loses_nothing(stalled, monkeypatch) -> None:
+    monkeypatch.setattr(accesslog, "DRAIN_SECONDS", 0.0)
+    path, reader = stalled
+    count = accesslog.BATCH * 3
+    text = bytearray()
+
+    async def run() -> None:
+        busy = worker(0)
+        busy.ring = [NORMAL._replace(target=b"/%d" % number) for number in range(count)]
+        log = AccessLog(busy, path, "json")
+        log.open()
+        log.start()
+        while busy.ring:
+            await asyncio.sleep(0)  # the first batch fills the pipe, and the drain stands there
+        stopping = asyncio.ensure_future(log.stop())
+        while not stopping.done():
+            await asyncio.sleep(0.001)
+            with_data = _read(reader)
+            text.extend(with_data)
+        assert busy.ring_dropped == 0
+        assert busy.ring == []
+
+    asyncio.run(run())
+    text.extend(_read(reader))
+    assert paths(text.decode()) == [f"/{number}" for number in range(count)]
+
+
+def _read(fd: int) -> bytes:
+    found = b""
+    try:
+        while data := os.read(fd, 65536):
+            found += data
+    except BlockingIOError:
+        pass
+    return found

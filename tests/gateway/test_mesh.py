@@ -1,0 +1,243 @@
+"""The adapter between the data path and the mesh, with a node that only notes what it is told."""
+
+from __future__ import annotations
+
+import hashlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.breaker.states import BreakerPolicy, BreakerState, Cause, Change
+from gateway.breaker.table import BreakerTable
+from gateway.clock import SECOND
+from gateway.limits.settled import Settled
+from gateway.mesh import SCOPE_BYTES, MeshAdapter, NoMesh
+from gateway.proxy.graph import UpstreamCounts
+from peers.core.counters import MeshLimit
+from peers.core.events import (
+    BreakerClosed,
+    BreakerOpened,
+    MemberJoined,
+    MemberLeft,
+    MemberSuspected,
+    NameConflict,
+    RowChanged,
+    TrialClaimed,
+)
+
+NOW_NS = 1000 * SECOND
+CREDENTIAL = b"c" * 16
+ADDRESS = ("10.0.0.2", 7946)
+
+
+class Node:
+    """Stands for peers.core.node.Node."""
+
+    def __init__(self) -> None:
+        self.config = SimpleNamespace(name="gw-2")
+        self.told: list[tuple[Any, ...]] = []
+        self.names: list[tuple[str, bool]] = []
+
+    def scope_key(self, *parts: bytes) -> bytes:
+        return hashlib.blake2b(b"\0".join(parts), digest_size=SCOPE_BYTES).digest()
+
+    def members(self) -> list[Any]:
+        return [SimpleNamespace(name=name, live=live) for name, live in self.names]
+
+    def open_breaker(self, *what: Any) -> None:
+        self.told.append(("open", *what))
+
+    def close_breaker(self, *what: Any) -> None:
+        self.told.append(("close", *what))
+
+    def claim_trial(self, *what: Any) -> None:
+        self.told.append(("claim", *what))
+
+    def trial_at_ns(self, scope: bytes, epoch: int, until_ns: int, now_ns: int) -> int:
+        return until_ns + 7
+
+    def forget_limit(self, identity: str) -> None:
+        self.told.append(("forget", identity))
+
+    def limit(self, identity: str, **facts: Any) -> Any:
+        return identity, facts
+
+
+class Harness:
+    """An adapter, two upstreams, and what the waitroom and the log hear."""
+
+    def __init__(self) -> None:
+        self.node = Node()
+        self.poked: list[Any] = []
+        self.logged: list[tuple[str, dict[str, Any]]] = []
+        self.upstreams = {name: self._upstream(name) for name in ("api", "other")}
+        self.worker: Any = SimpleNamespace(
+            now_ns=lambda: NOW_NS,
+            waitroom=SimpleNamespace(poke=self.poked.append),
+            runtime=SimpleNamespace(upstreams=self.upstreams),
+            note_change=lambda upstream, change: None,
+        )
+        self.mesh = MeshAdapter(
+            self.node,  # type: ignore[arg-type]
+            self.worker,
+            lambda event, **facts: self.logged.append((event, facts)),
+        )
+        self.worker.mesh = self.mesh
+        self.member_changes = 0
+        self.mesh.on_members = self._members_changed
+
+    def _upstream(self, name: str) -> Any:
+        return SimpleNamespace(
+            name=name,
+            breakers=BreakerTable(BreakerPolicy(), NOW_NS, 100.0),
+            limit_uses=(),
+            counts=UpstreamCounts(),
+        )
+
+    def _members_changed(self) -> None:
+        self.member_changes += 1
+
+    def scope(self, name: str, credential: bytes = b"") -> bytes:
+        return self.node.scope_key(b"upstream", name.encode()) + credential
+
+    def breakers(self, name: str = "api") -> BreakerTable:
+        table: BreakerTable = self.upstreams[name].breakers
+        return table
+
+
+@pytest.fixture
+def it() -> Harness:
+    return Harness()
+
+
+def opened(scope: bytes, epoch: int = 1, cause: int = 0, reff: float = 0.0) -> BreakerOpened:
+    return BreakerOpened(scope, epoch, NOW_NS + 5 * SECOND, cause, "gw-1", reff)
+
+
+def test_a_peers_pause_holds_here(it: Harness) -> None:
+    it.mesh.events([opened(it.scope("api"))])
+    breaker = it.breakers().own
+    assert breaker.state is BreakerState.OPEN
+    assert breaker.cause is Cause.THROTTLE
+    assert it.breakers().ask(None, NOW_NS) > 0
+    assert it.poked == [breaker]
+    assert it.breakers("other").ask(None, NOW_NS) == 0
+    it.mesh.events([BreakerClosed(it.scope("api"), 2, 0.0)])
+    assert breaker.state is BreakerState.CLOSED
+    assert it.poked == [breaker, breaker]
+
+
+def test_a_pause_for_a_credential_that_was_never_met(it: Harness) -> None:
+    it.mesh.events([opened(it.scope("api", CREDENTIAL))])
+    assert it.breakers().ask(CREDENTIAL, NOW_NS) > 0
+    assert it.breakers().ask(b"d" * 16, NOW_NS) == 0
+    assert it.breakers().ask(None, NOW_NS) == 0
+
+
+def test_causes_have_numbers_and_an_unknown_one_is_a_throttle(it: Harness) -> None:
+    it.mesh.events([opened(it.scope("api"), cause=1), opened(it.scope("other"), cause=99)])
+    assert it.breakers().own.cause is Cause.FAILURE
+    assert it.breakers("other").own.cause is Cause.THROTTLE
+
+
+def test_news_of_upstreams_that_this_node_has_not_are_no_fault(it: Harness) -> None:
+    unknown = b"?" * SCOPE_BYTES
+    it.mesh.events(
+        [opened(unknown), BreakerClosed(b"", 1, 0.0), TrialClaimed(unknown, 1, NOW_NS), opened(b"")]
+    )
+    assert it.poked == []
+
+
+def test_a_claimed_trial_keeps_ours_back(it: Harness) -> None:
+    it.mesh.events([opened(it.scope("api"))])
+    breaker = it.breakers().own
+    later_ns = breaker.until_ns + SECOND
+    it.mesh.events([TrialClaimed(it.scope("api"), 1, later_ns + 3 * SECOND)])
+    assert it.breakers().ask(None, later_ns) > 0
+
+
+def test_a_row_with_news_is_looked_at(it: Harness) -> None:
+    row: Any = object()
+    it.mesh.events([RowChanged(row)])
+    assert it.poked == [row]
+
+
+def test_members_come_and_go(it: Harness) -> None:
+    it.mesh.events(
+        [
+            MemberJoined("gw-1", ADDRESS),
+            MemberSuspected("gw-1", ADDRESS),
+            MemberLeft("gw-1", ADDRESS, crashed=True),
+            MemberLeft("gw-3", ADDRESS, crashed=False),
+            NameConflict("gw-2", ADDRESS, refused=True),
+        ]
+    )
+    assert [event for event, _ in it.logged] == [
+        "member joined", "member suspected", "member gone", "member left", "name taken",
+    ]  # fmt: skip
+    assert it.logged[0][1] == {"member": "gw-1", "address": "10.0.0.2:7946"}
+    assert it.member_changes == 5
+
+
+def test_a_share_goes_by_the_names_of_live_members(it: Harness) -> None:
+    assert it.mesh.share() == (1, 0)  # not even we are in the list yet
+    it.node.names = [("gw-3", True), ("gw-2", True), ("gw-1", True), ("gw-0", False)]
+    assert it.mesh.share() == (3, 1)
+    it.node.names = [("gw-1", True)]
+    assert it.mesh.share() == (2, 0)
+
+
+def test_our_changes_are_told_under_the_scope(it: Harness) -> None:
+    until_ns = NOW_NS + SECOND
+    api = it.upstreams["api"]
+    change = Change(b"", 3, BreakerState.OPEN, Cause.FAILURE, until_ns)
+    it.mesh.breaker_changed(api, change, NOW_NS)
+    closed = Change(CREDENTIAL, 4, BreakerState.CLOSED, Cause.THROTTLE, 0, 12.5)
+    it.mesh.breaker_changed(api, closed, NOW_NS)
+    it.mesh.trial_begun(api, CREDENTIAL, 4, until_ns, NOW_NS)
+    it.mesh.forget("id")
+    assert it.node.told == [
+        ("open", it.scope("api"), 3, until_ns, 1, NOW_NS, 0.0),
+        ("close", it.scope("api", CREDENTIAL), 4, NOW_NS, 12.5),
+        ("claim", it.scope("api", CREDENTIAL), 4, until_ns, NOW_NS),
+        ("forget", "id"),
+    ]
+    assert it.mesh.trial_at_ns(api, change, NOW_NS) == until_ns + 7
+
+
+def test_scopes_and_the_hash_key_tell_nothing_and_differ(it: Harness) -> None:
+    assert it.scope("api") != it.scope("other")
+    assert len(it.mesh.hash_key) == 32
+    assert it.mesh.hash_key != it.node.scope_key(b"credentials")
+
+
+def mesh_limit(*rates: float) -> MeshLimit:
+    """A limit whose only row knows peers that admit so many tokens a second."""
+    limit = MeshLimit.__new__(MeshLimit)
+    peers = {n: SimpleNamespace(rate=rate / SECOND) for n, rate in enumerate(rates)}
+    limit._rows = {b"": SimpleNamespace(peers=peers)}  # type: ignore[assignment]
+    return limit
+
+
+def test_the_others_rate_is_that_of_the_fullest_limit(it: Harness) -> None:
+    api = it.upstreams["api"]
+    assert it.mesh.others_per_s(api) == 0.0
+    few, many = mesh_limit(1.0, 2.0), mesh_limit(10.0, 20.0)
+    wrapped = Settled(many, 5, 5, 100)
+    api.limit_uses = (SimpleNamespace(limit=few), SimpleNamespace(limit=wrapped))
+    assert it.mesh.others_per_s(api) == pytest.approx(30.0)
+
+
+def test_alone_nobody_is_told() -> None:
+    alone = NoMesh(b"k" * 32)
+    change = Change(b"", 1, BreakerState.OPEN, Cause.THROTTLE, 77)
+    upstream: Any = None
+    alone.breaker_changed(upstream, change, 0)
+    alone.trial_begun(upstream, b"", 1, 0, 0)
+    alone.forget("id")
+    assert alone.share() == (1, 0)
+    assert alone.others_per_s(upstream) == 0.0
+    assert alone.trial_at_ns(upstream, change, 0) == 77
+    with pytest.raises(ValueError, match="local limits only"):
+        alone.limit("id", upstream)

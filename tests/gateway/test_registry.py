@@ -1,0 +1,202 @@
+"""What outlives a reload, by identity; what does not, is let go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.clock import SECOND, monotonic_ns
+from gateway.conf.schema_upstream import LimitConf
+from gateway.limits.gcra import Gcra
+from gateway.limits.inflight import Inflight
+from gateway.limits.settled import Settled
+from gateway.limits.window import Window
+from gateway.mesh import NoMesh
+from gateway.proxy.graph import UpstreamCounts
+from gateway.registry import Registry, levers, limit_identity
+
+
+def conf(**facts: Any) -> LimitConf:
+    return LimitConf.model_validate({"name": "l", "rate": "100/s", "burst": 10, **facts})
+
+
+class Mesh:
+    """Stands for the mesh: gives plain limits, notes what is forgotten, and tells the share."""
+
+    alone = False
+
+    def __init__(self) -> None:
+        self.members = (1, 0)
+        self.made: dict[str, Gcra] = {}
+        self.forgotten: list[str] = []
+
+    def limit(self, identity: str, conf: LimitConf) -> Gcra:
+        assert conf.rate is not None
+        known = self.made.get(identity)
+        if known is None:
+            known = self.made[identity] = Gcra(conf.name, *conf.rate, conf.burst)
+        known.configure(*conf.rate, conf.burst, monotonic_ns())
+        return known
+
+    def forget(self, identity: str) -> None:
+        self.forgotten.append(identity)
+        self.made.pop(identity, None)
+
+    def share(self) -> tuple[int, int]:
+        return self.members
+
+
+@pytest.mark.parametrize(
+    ("facts", "same"),
+    [
+        ({"rate": "6000/min"}, True),
+        ({"burst": 3}, True),
+        ({"dry_run": True}, True),
+        ({"cost": 2}, True),
+        ({"name": "other"}, False),
+        ({"key": ["credential"]}, False),
+        ({"algorithm": "window"}, False),
+    ],
+)
+def test_identity(facts: dict[str, Any], same: bool) -> None:
+    assert (limit_identity("api", conf()) == limit_identity("api", conf(**facts))) is same
+
+
+def test_identity_of_windows_and_slots() -> None:
+    window = conf(algorithm="window")
+    assert limit_identity("api", window) == limit_identity("api", window)
+    assert limit_identity("api", window) != limit_identity("other", window)
+    assert limit_identity("api", window) != limit_identity(
+        "api", conf(algorithm="window", rate="100/min")
+    )
+    slots = LimitConf.model_validate({"name": "l", "in_flight": 5})
+    assert limit_identity("api", slots) != limit_identity("api", conf())
+
+
+def test_an_identity_keeps_its_counter_over_new_figures() -> None:
+    registry = Registry(NoMesh(b"k" * 32))
+    limit = registry.limit("api", conf())
+    row = limit.entry(b"", monotonic_ns())
+    row.take(10, monotonic_ns())
+    assert row.ask(5, monotonic_ns()) > 0
+    same = registry.limit("api", conf(rate="6000/min", burst=20, dry_run=True))
+    assert same is limit
+    assert same.entry(b"", monotonic_ns()) is row
+    assert same.dry_run
+    assert row.ask(5, monotonic_ns()) == 0  # the burst has grown under the same count
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [({}, Gcra), ({"algorithm": "window"}, Window), ({"rate": None, "in_flight": 7}, Inflight)],
+)
+def test_limits_are_split_evenly_and_anew(facts: dict[str, Any], kind: type) -> None:
+    mesh = Mesh()
+    mesh.members = (3, 1)
+    registry = Registry(mesh)
+    given = {"name": "l", "rate": "100/s", "sync": "local", **facts}
+    given = {name: value for name, value in given.items() if value is not None}
+    limit: Any = registry.limit("api", LimitConf.model_validate(given))
+    assert type(limit) is kind
+    part = {Gcra: "tokens_per_ns", Window: "quota", Inflight: "slots"}[kind]
+    third = getattr(limit, part)
+    mesh.members = (1, 0)
+    registry.resplit()
+    whole = getattr(limit, part)
+    assert third in (pytest.approx(whole / 3), whole // 3, whole // 3 + 1)
+    assert mesh.made == {}
+
+
+def test_a_mesh_wide_limit_is_the_meshs() -> None:
+    mesh = Mesh()
+    registry = Registry(mesh)
+    limit = registry.limit("api", conf(sync="mesh"))
+    assert limit is mesh.made[limit_identity("api", conf())]
+    mesh.members = (2, 0)
+    registry.resplit()
+    assert mesh.made["api\0l\0\0smooth"].tokens_per_ns == pytest.approx(100 / SECOND)
+
+
+def test_a_limit_that_leaves_the_mesh_is_forgotten_there() -> None:
+    mesh = Mesh()
+    registry = Registry(mesh)
+    identity = limit_identity("api", conf())
+    shared = registry.limit("api", conf(sync="mesh"))
+    own = registry.limit("api", conf(sync="local"))
+    assert own is not shared
+    assert mesh.forgotten == [identity]
+    assert registry.limit("api", conf(sync="local")) is own
+    assert mesh.forgotten == [identity]
+    assert registry.limit("api", conf(sync="mesh")) is mesh.made[identity]
+    mesh.members = (2, 0)
+    registry.resplit()  # the local one is no longer split
+    assert own.tokens_per_ns == pytest.approx(100 / SECOND)  # type: ignore[attr-defined]
+
+
+def test_what_no_conf_names_is_let_go() -> None:
+    mesh = Mesh()
+    registry = Registry(mesh)
+    kept, gone = conf(sync="mesh"), conf(name="gone", sync="mesh")
+    limit = registry.limit("api", kept)
+    registry.limit("api", gone)
+    registry.slots("api", 5)
+    registry.slots("old", 5)
+    registry.counts["old"] = UpstreamCounts()
+    registry.breakers["old"] = object()
+    registry.keep_only([limit_identity("api", kept)], ["api"])
+    assert mesh.forgotten == [limit_identity("api", gone)]
+    assert list(registry.connections) == ["api"]
+    assert not registry.counts
+    assert not registry.breakers
+    assert registry.limit("api", kept) is limit
+
+
+def test_settled_costs_keep_their_means_over_a_reload() -> None:
+    registry = Registry(NoMesh(b"k" * 32))
+    told = {"cost": {"response_header": "X-Used"}}
+    limit: Any = registry.limit("api", conf(**told))
+    assert isinstance(limit, Settled)
+    now_ns = monotonic_ns()
+    limit.entry(b"", now_ns).settle(1, 6, now_ns)
+    again: Any = registry.limit("api", conf(burst=4, **told))
+    assert again is limit
+    assert again.reserve_max == 4
+    assert again.entry(b"", now_ns).reserve() == 4  # the mean of 6, at most the burst
+    assert again.told_max == 100 * 3600
+    plain = registry.limit("api", conf())
+    assert plain is limit.inner  # the counter itself goes on
+
+
+def test_levers() -> None:
+    registry = Registry(NoMesh(b"k" * 32))
+    told = {"cost": {"response_header": "X-Used"}, "key": ["credential"]}
+    for limit in (registry.limit("api", conf()), registry.limit("api", conf(**told))):
+        fill, scale = levers(limit)
+        assert fill is not None
+        assert scale is not None
+        now_ns = monotonic_ns()
+        row = limit.entry(b"=x", now_ns)
+        assert row.ask(1, now_ns) == 0
+        fill(now_ns)
+        assert row.ask(1, now_ns) > 0
+    window = registry.limit("api", conf(name="w", algorithm="window"))
+    assert levers(window) == (None, None)
+    assert levers(registry.slots("api", 3)) == (None, None)
+
+
+class Pool:
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_pools_live_as_long_as_their_way_out() -> None:
+    registry = Registry(NoMesh(b"k" * 32))
+    first: Any = registry.pool(("a",), Pool)  # type: ignore[arg-type]
+    assert registry.pool(("a",), Pool) is first  # type: ignore[arg-type]
+    second: Any = registry.pool(("b",), Pool)  # type: ignore[arg-type]
+    registry.close_pools_but({("a",)})
+    assert (first.closed, second.closed) == (False, True)
+    assert list(registry.pools) == [("a",)]
