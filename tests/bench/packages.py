@@ -1,0 +1,75 @@
+"""Where the contenders come from: Debian's packages, and virtual environments for PyPI's.
+
+Nothing of this is needed by the project itself. What cannot be installed is skipped, with a reason.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["install", "virtual_environment", "which"]
+
+POLICY = Path("/usr/sbin/policy-rc.d")
+SBIN = "/usr/sbin:/usr/local/sbin:/sbin"  # not on everybody's PATH
+
+
+def which(program: str) -> str | None:
+    """The path of a program, looked for where daemons are too."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{SBIN}")
+
+
+def install(programs: Iterable[str]) -> str:
+    """Installs the Debian packages of these names where they are missing; says why it could not."""
+    missing = [program for program in programs if which(program) is None]
+    if not missing:
+        return ""
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        return f"not installed, and only root with apt-get could change that: {', '.join(missing)}"
+    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for argv in (
+        ["apt-get", "update"],
+        ["apt-get", "install", "--yes", "--no-install-recommends", *missing],
+    ):
+        with _services_stay_off():
+            done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"{' '.join(argv)}: {done.stderr.strip()[-300:]}"
+    return ""
+
+
+@contextmanager
+def _services_stay_off() -> Iterator[None]:
+    """Debian starts a daemon that it installs, unless policy-rc.d says 101 (invoke-rc.d(8))."""
+    if POLICY.exists():
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink()
+
+
+def virtual_environment(folder: Path, requirements: Sequence[str]) -> str:
+    """Makes (or finds) an environment with these distributions; says why it could not."""
+    stamp = folder / "complete"
+    wanted = "\n".join(requirements)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return ""
+    python = str(folder / "bin" / "python")
+    for argv in (
+        [sys.executable, "-m", "venv", "--clear", str(folder)],
+        [python, "-m", "pip", "install", "--quiet", *requirements],
+    ):
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"{' '.join(argv)}: {done.stderr.strip()[-300:]}"
+    stamp.write_text(wanted)
+    return ""
