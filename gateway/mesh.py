@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.breaker.states import BreakerState, Cause, Change
 from gateway.clock import SECOND
+from gateway.limits.settled import unwrapped
 from gateway.proxy import pauses
 from peers.core.config import Config
 from peers.core.counters import MeshLimit
@@ -168,10 +169,11 @@ class MeshAdapter:
 
     def others_per_s(self, upstream: Upstream) -> float:
         """What peers tell of their admissions; the fullest limit is the one that sees them all."""
-        limits = [use.limit for use in upstream.limit_uses if isinstance(use.limit, MeshLimit)]
+        limits = [unwrapped(use.limit) for use in upstream.limit_uses]
         sums = [
             sum(peer.rate for row in limit.rows() for peer in row.peers.values())
             for limit in limits
+            if isinstance(limit, MeshLimit)
         ]
         return max(sums, default=0.0) * SECOND
 

@@ -103,7 +103,7 @@ class Exchange(Respondent):
 
     def rejoin(self, upstream: Upstream | None, now_ns: int) -> None:
         """A reload came while this exchange was held: it goes on under the new Runtime."""
-        if upstream is None:  # all that a client names itself would have to be judged anew
+        if upstream is None:  # or it is a `[forward]` target, and those are made anew
             self.fail(GatewayError(ErrorKind.UPSTREAM_GONE, phase=Phase.QUEUE))
             return
         self._address(upstream)
