@@ -17,7 +17,7 @@ from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.graph import Listener, Worker
 from gateway.proxy.preface import TLS_HANDSHAKE_SECONDS, Preface
 
-__all__ = ["Listeners", "bind_socket"]
+__all__ = ["Listeners", "bind_socket", "forget_socket"]
 
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 RETIRE_SECONDS = 0.1  # what the kernel has queued for a listener that goes is accepted first
@@ -66,6 +66,13 @@ def _bind_unix(path: str) -> socket.socket:
     return sock
 
 
+def forget_socket(bind: Bind) -> None:
+    """Removes a unix socket's file, which nobody listens behind any more."""
+    if bind.kind == "unix":
+        with contextlib.suppress(OSError):
+            Path(bind.path).unlink()
+
+
 def _head_limits(conf: Listen) -> HeadLimits:
     limits = conf.limits
     # CONF.md gives the target no key of its own: half a head, where RFC 9112 section 3 wants 8,000.
@@ -92,9 +99,7 @@ class _Open:
     def stop_accepting(self) -> None:
         if self.server.is_serving():
             self.server.close()
-            if self.bind.kind == "unix":
-                with contextlib.suppress(OSError):
-                    Path(self.bind.path).unlink()
+            forget_socket(self.bind)
 
 
 class Listeners:

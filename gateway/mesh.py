@@ -115,6 +115,7 @@ class MeshAdapter:
             node.scope_key(b"credentials"), digest_size=HASH_KEY_BYTES
         ).digest()
         self.on_members: Callable[[], None] = _nothing
+        self.on_refused: Callable[[str], None] = _ignored
         self._worker = worker
         self._log = log
         self._scopes: dict[str, bytes] = {}
@@ -233,6 +234,9 @@ class MeshAdapter:
             self._log("member gone" if event.crashed else "member left", member=event.name)
         elif isinstance(event, NameConflict):
             self._log("name taken", member=event.name, address=_shown(event.address))
+            if event.refused:
+                # Outside the mesh this node would keep limits of its own beside everybody else's.
+                self.on_refused(f"the name {event.name} is taken by {_shown(event.address)}")
         self.on_members()
 
     def _scope(self, upstream: str) -> bytes:
@@ -251,6 +255,10 @@ class MeshAdapter:
 
 def _shown(address: tuple[str, int]) -> str:
     return f"{address[0]}:{address[1]}"
+
+
+def _ignored(reason: str) -> None:
+    """Until the composition root says what to do."""
 
 
 def _nothing() -> None:

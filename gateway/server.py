@@ -13,6 +13,7 @@ import gc
 import os
 import random
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from gateway.conf.faults import ConfError
 from gateway.conf.load import load, placed
 from gateway.conf.schema import Conf
 from gateway.h1.codec import load_codec
-from gateway.listening import Listeners, bind_socket, server_context
+from gateway.listening import Listeners, bind_socket, forget_socket, server_context
 from gateway.mesh import MeshAdapter, NoMesh, join_addresses, node_config, sealing_keys
 from gateway.proxy import pauses
 from gateway.proxy.graph import Worker
@@ -42,6 +43,7 @@ M_MMAP_THRESHOLD = -3  # mallopt(3)
 MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's initial value, which setting it keeps
 DRAIN_LOOK_SECONDS = 0.02
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+JOIN_SECONDS = 10.0  # members on a LAN are found within one
 TICK_SECONDS = 0.25  # a ramp that grows 2 % a second moves by half a percent
 PSEUDONYM_PREFIX = "egressd-"
 
@@ -125,6 +127,7 @@ class Server:
         self._reload = asyncio.Event()
         self._stops = 0
         self._handles_signals = False
+        self._refused = ""  # why the mesh does not want this node
         self.reload_noted = False  # a SIGHUP came while the node was starting
         loop = asyncio.get_running_loop()
         chance = random.SystemRandom()
@@ -144,6 +147,7 @@ class Server:
         else:
             node = Node(node_config(conf), chance, monotonic_ns(), wall_ns() // MS)
             self.mesh = MeshAdapter(node, self.worker, self._log_mesh)
+            self.mesh.on_refused = self._refused_by_mesh
             self.driver = MeshDriver(node, self.mesh.events)
         self.worker.mesh = self.mesh
         self.assembly = Assembly(self.worker, self.mesh, self.listeners.addresses)
@@ -179,6 +183,8 @@ class Server:
             await self._serve()
             self.ready = False
             await self._drain()
+        if self._refused:
+            raise ServeError(f"mesh: {self._refused}; two members of one name cannot share limits")
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         conf = self.conf
@@ -193,24 +199,39 @@ class Server:
         if self.driver is not None:
             await self._start_mesh(self.driver)
             stack.push_async_callback(self.driver.stop)
+            if self._joins_others(conf):
+                loop = asyncio.get_running_loop()
+                looking = loop.call_later(JOIN_SECONDS, self._look_for_members)
+                stack.callback(looking.cancel)
         if conf.admin is not None:
             from gateway.admin.app import AdminServer
 
             sock = bind_socket("admin", conf.admin.bind)
             interface = AdminServer(self, sock)
+            stack.callback(forget_socket, conf.admin.bind)
             await interface.start()
             stack.push_async_callback(interface.stop)
         stack.callback(self.listeners.abort)
         await self.listeners.open_new(conf.listen)
 
+    def _joins_others(self, conf: Conf) -> bool:
+        """Whether `join` names anybody but this node itself."""
+        own = self.driver.node.config.advertise if self.driver is not None else None
+        return any(address != own for address in join_addresses(conf))
+
     async def _start_mesh(self, driver: MeshDriver) -> None:
-        bind = self.conf.mesh.bind if self.conf.mesh is not None else None
+        bind = driver.node.config.bind
+        # Bound here: the loops give the reason in two ways, uvloop none at all.
+        family = socket.AF_INET6 if ":" in bind[0] else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
-            await driver.start()
+            sock.bind(bind)
+            await driver.start(sock)
         except OSError as error:
-            # The loops put the address into their text in two ways; the key is what helps.
+            sock.close()
+            where = self.conf.mesh.bind if self.conf.mesh is not None else bind
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise OSError(error.errno, f"mesh.bind {bind}: {reason}") from error
+            raise OSError(error.errno, f"mesh.bind {where}: {reason}") from error
 
     def _on_signals(self) -> None:
         self._handles_signals = True
@@ -224,6 +245,21 @@ class Server:
         """Begins to drain; said twice, ends at once."""
         self._stops += 1
         self._stop.set()
+
+    def _refused_by_mesh(self, reason: str) -> None:
+        """A node that is no member must not serve: its limits would come on top of the mesh's."""
+        self.log.error("refused by the mesh", reason=reason)
+        self._refused = reason
+        self.stop()
+
+    def _look_for_members(self) -> None:
+        """Said once: a wrong key, cluster or address otherwise shows on the other nodes only."""
+        if self.driver is not None and self.driver.node.live_count() <= 1:
+            self.log.warning(
+                "no member answers",
+                join=[f"{host}:{port}" for host, port in self.driver.node.config.join],
+                drops=dict(self.driver.node.drops),
+            )
 
     def reopen_logs(self) -> None:
         """Opens the access log's path again, after it was moved away."""

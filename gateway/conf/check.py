@@ -6,6 +6,7 @@ only. A fault stops the start (and a reload); what is merely unwise is a warning
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path as FilePath
 
@@ -155,7 +156,7 @@ def _forward(conf: Conf) -> Iterator[Finding]:
 
 
 def _files(conf: Conf) -> Iterator[Finding]:
-    """Certificates and keys that are named must be there; what is in them is seen at the start."""
+    """Certificates and keys that are named must be there and be what they should."""
     named: list[tuple[Path, str | None]] = []
     for index, listen in enumerate(conf.listen):
         named += _listen_files(listen, ("listen", index, "tls"))
@@ -166,6 +167,46 @@ def _files(conf: Conf) -> Iterator[Finding]:
     for path, file in named:
         if file is not None and not _readable(file):
             yield Finding(path, f"the file {file!r} does not exist or cannot be read")
+    tables: list[tuple[Path, str | None, str | None, str | None, str]] = [
+        (
+            ("listen", index, "tls"),
+            listen.tls.cert,
+            listen.tls.key,
+            listen.tls.client_ca,
+            "client_ca",
+        )
+        for index, listen in enumerate(conf.listen)
+        if listen.tls is not None
+    ]
+    for name, upstream in conf.upstream.items():
+        own = upstream.tls
+        tables.append((("upstream", name, "tls"), own.cert, own.key, own.ca, "ca"))
+    for path, cert, key, authority, authority_key in tables:
+        if all(file is None or _readable(file) for file in (cert, key, authority)):
+            yield from _certificates(path, cert, key, authority, authority_key)
+
+
+def _certificates(
+    path: Path, cert: str | None, key: str | None, authority: str | None, authority_key: str
+) -> Iterator[Finding]:
+    """What the TLS library itself says of the files, at the key that names them."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if cert is not None and key is not None:
+        try:
+            # A key with a passphrase would ask at the terminal; nobody sits there.
+            context.load_cert_chain(cert, key, password=lambda: "")
+        except (OSError, ValueError) as error:
+            yield Finding((*path, "cert"), f"with its key cannot be used: {_reason(error)}")
+    if authority is not None:
+        try:
+            context.load_verify_locations(authority)
+        except (OSError, ValueError) as error:
+            yield Finding((*path, authority_key), f"cannot be used: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason).replace("_", " ").lower() if reason else str(error)
 
 
 def _listen_files(listen: Listen, path: Path) -> Iterable[tuple[Path, str | None]]:

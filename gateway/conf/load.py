@@ -9,14 +9,14 @@ is said about their surroundings is dropped, so that no fault is a consequence o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from gateway.conf.check import faults
 from gateway.conf.explain import FINDINGS_MAX, error_details, explain
-from gateway.conf.faults import ConfError, Fault, Finding, Path
+from gateway.conf.faults import ConfError, Fault, Finding, Hints, Path
 from gateway.conf.not_yet import NOT_YET, unavailable
 from gateway.conf.overrides import apply_overrides
 from gateway.conf.schema import Conf
@@ -101,10 +101,33 @@ def _judge_rest(
             original = pruned.original(path)
             if not pruned.is_consequence(original):
                 findings.append(Finding(original, message))
+        findings += _references(data, names)
         for path, message in unavailable(conf, NOT_YET):
             findings.append(Finding(pruned.original(path), message))
         return conf, findings
     return None, findings
+
+
+def _references(data: dict[str, Any], upstreams: list[str]) -> Iterator[Finding]:
+    """Names of upstreams in tables that were taken out for another fault: they count all the same.
+
+    What the checks have found already comes in the same words, and is told once.
+    """
+    hints = Hints(upstreams)
+    for section, key in (("route", "upstream"), ("client", "upstreams")):
+        tables = data.get(section)
+        for index, table in enumerate(tables if isinstance(tables, list) else ()):
+            named = table.get(key) if isinstance(table, dict) else None
+            path: Path = (section, index, key)
+            if isinstance(named, str):
+                named, paths = [named], [path]
+            elif isinstance(named, list):
+                paths = [(*path, position) for position in range(len(named))]
+            else:
+                continue
+            for name, at in zip(named, paths, strict=True):
+                if isinstance(name, str) and name not in upstreams:
+                    yield Finding(at, f"there is no [upstream.{name}]{hints.text(name)}")
 
 
 class _Pruned:

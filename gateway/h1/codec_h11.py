@@ -54,7 +54,9 @@ def _fields(connection: h11.Connection, block: bytes, kind: ErrorKind) -> Fields
         connection.receive_data(_COVER(b"~", block))
         event = connection.next_event()
     except h11.RemoteProtocolError as error:
-        raise BadMessage(kind, str(error), "RFC 9112 section 5") from None
+        raise BadMessage(
+            kind, str(error).partition(": bytearray")[0], "RFC 9112 section 5"
+        ) from None
     if not isinstance(event, (h11.Request, h11.Response, h11.InformationalResponse)):
         raise BadMessage(kind, "head is not complete", "RFC 9112 section 2.1")
     fields = event.headers.raw_items()

@@ -106,6 +106,7 @@ class Admittee:
         self.certificate_names = certificate_names
         self.client: Client = ANONYMOUS
         self.upstream_name = ""
+        self.path = b""
         self.arrival_ns = 0
         self.asked_ns = 0  # when its current send was first asked for
         self.wait_until_ns = 0

@@ -473,6 +473,7 @@ class Exchange(Respondent):
         self, now_ns: int, termination: Termination, error: GatewayError | None
     ) -> AccessRecord:
         arrival_ns = self.arrival_ns
+        target = self.head.target  # of the proxy form only the path: Host has the rest
         return AccessRecord(
             self.worker.wall_ns(),
             self.downstream.source,
@@ -481,7 +482,7 @@ class Exchange(Respondent):
             self.upstream_name,
             self.head.method,
             self.head.host,
-            self.head.target,
+            target if target.startswith((b"/", b"*")) else self.path,
             self.status,
             self.bytes_in,
             self.bytes_out,

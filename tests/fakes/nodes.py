@@ -75,6 +75,7 @@ class NodeProcess:
         self.log_path = folder / f"{name}.log"
         self.stdout_path = folder / f"{name}.out"
         self.killed = False
+        self.expected_status = 0
         self._asked_to_end = False
         self._settings = tuple(settings)
         self._process: subprocess.Popen[bytes] | None = None
@@ -205,7 +206,9 @@ class NodeProcess:
             process.kill()
             process.wait()
             raise AssertionError(f"{self.name} did not end on SIGTERM") from None
-        assert self.killed or status == 0, f"{self.name} ended with {status}:\n{self.log_text()}"
+        assert self.killed or status == self.expected_status, (
+            f"{self.name} ended with {status}:\n{self.log_text()}"
+        )
         assert "Traceback" not in self.log_text(), self.log_text()
         with suppress(ProcessLookupError):
             os.killpg(process.pid, 0)

@@ -6,12 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 
 from gateway.conf.faults import ConfError
 from gateway.conf.load import load
 from gateway.conf.schema import Conf
 
 LISTEN = 'listen = [{ bind = "127.0.0.1:8080" }]\n'
+
+
+@pytest.fixture(scope="session")
+def pem() -> bytes:
+    """A key and its certificate in one file: good as `cert`, as `key` and as an authority."""
+    return trustme.CA().issue_cert("a.test").private_key_and_cert_chain_pem.bytes()
 
 
 @pytest.fixture

@@ -189,10 +189,10 @@ PROXIED = ', proxy_protocol = ["10.0.0.0/8"]'
     ],
 )
 def test_an_open_listener_keeps_the_kind_of_its_tls(
-    old: str, new: str, keys: list[str], loaded: Loaded, tmp_path: Path
+    old: str, new: str, keys: list[str], loaded: Loaded, tmp_path: Path, pem: bytes
 ) -> None:
     for name in ("pem", "other"):
-        (tmp_path / name).write_text("pem")
+        (tmp_path / name).write_bytes(pem)
     before = loaded(f'listen = [{{ bind = "127.0.0.1:1"{old} }}]')
     assert _keys(cannot_change(before, loaded(f'listen = [{{ bind = "127.0.0.1:1"{new} }}]'))) == (
         keys

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 
+from gateway.conf.faults import ConfError
+from gateway.conf.load import load
 from gateway.conf.schema import Conf
 
 pytestmark = pytest.mark.usefixtures("all_available")
@@ -203,9 +206,9 @@ def test_a_fault_stands_at_its_line(text: str, expected: str | None, judged: Jud
         assert found[0].startswith(expected)
 
 
-def test_files_that_are_there_are_no_fault(judged: Judged, tmp_path: Path) -> None:
+def test_files_that_are_there_are_no_fault(judged: Judged, tmp_path: Path, pem: bytes) -> None:
     for name in ("cert.pem", "key.pem", "ca.pem"):
-        (tmp_path / name).write_text("pem")
+        (tmp_path / name).write_bytes(pem)
     tls = 'tls = { cert = "cert.pem", key = "key.pem", client_ca = "ca.pem" }'
     text = f'listen = [{{ bind = "a:1", {tls} }}]\n[[client]]\nname = "a"\ncertificate = "x"\n'
     assert judged(text) == []
@@ -218,3 +221,38 @@ def test_many_wrong_routes_are_judged_in_time(judged: Judged) -> None:
     found = judged(upstreams + routes)
     assert len(found) == 1001
     assert sum("did you mean" in fault for fault in found) == 20
+
+
+def test_a_reference_in_a_table_with_another_fault_is_told_too(tmp_path: Path) -> None:
+    file = tmp_path / "n.toml"
+    file.write_text(
+        '[[listen]]\nbind = "127.0.0.1:1"\n[upstream.api]\norigin = "http://x"\n'
+        '[[route]]\npath = "s"\nupstream = "nope"\n'
+        '[[client]]\nname = "c"\nsource = ["banana"]\nupstreams = ["nada"]\n'
+    )
+    with pytest.raises(ConfError) as caught:
+        load(file)
+    told = [(fault.line, fault.key) for fault in caught.value.faults]
+    assert told == [
+        (6, "route.0.path"),
+        (7, "route.0.upstream"),
+        (10, "client.0.source.0"),
+        (11, "client.0.upstreams.0"),
+    ]
+
+
+def test_certificates_are_read_not_only_found(tmp_path: Path) -> None:
+    one, other = trustme.CA().issue_cert("a.test"), trustme.CA().issue_cert("b.test")
+    one.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    other.private_key_pem.write_to_path(tmp_path / "key.pem")
+    (tmp_path / "ca.pem").write_text("not a certificate")
+    file = tmp_path / "n.toml"
+    file.write_text(
+        '[[listen]]\nbind = "127.0.0.1:1"\ntls = { cert = "cert.pem", key = "key.pem" }\n'
+        '[upstream.api]\norigin = "https://x"\ntls = { ca = "ca.pem" }\n'
+    )
+    with pytest.raises(ConfError) as caught:
+        load(file)
+    told = {fault.key: fault.message for fault in caught.value.faults}
+    assert "key values mismatch" in told["listen.0.tls.cert"]
+    assert "cannot be used" in told["upstream.api.tls.ca"]

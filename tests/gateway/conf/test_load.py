@@ -279,7 +279,8 @@ class TestInclude:
             "conf.d/1.toml", '[[route]]\nupstream = "a"\n\n[upstream.a]\norigin = "http://a"'
         )
         self.write("conf.d/2.toml", '\n[[route]]\npath = "/x"\nupstream = "b"\nfoo = 1\n')
-        assert [fault.split(": ")[0] for fault in self.faults()] == ["conf.d/2.toml:5"]
+        places = [fault.split(": ")[0] for fault in self.faults()]
+        assert places == ["conf.d/2.toml:4", "conf.d/2.toml:5"]
         self.write("conf.d/2.toml", '\n[[route]]\npath = "/x"\nupstream = "b"\n')
         (fault,) = self.faults()
         assert fault == "conf.d/2.toml:4: route.1.upstream: there is no [upstream.b]"

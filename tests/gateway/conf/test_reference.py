@@ -42,10 +42,10 @@ NOT_AVAILABLE = "Not available in this version"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, pem: bytes) -> Path:
     (tmp_path / "tls").mkdir()
     for name in ("server.pem", "server.key", "clients.pem", "ca.pem", "client.pem", "client.key"):
-        (tmp_path / "tls" / name).write_text("pem")
+        (tmp_path / "tls" / name).write_bytes(pem)
     (tmp_path / "mesh.key").write_text("00" * 31 + "01\n")
     return tmp_path
 
