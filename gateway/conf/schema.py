@@ -183,7 +183,9 @@ class Client(Section):
     source: Annotated[tuple[NetworkField, ...], Unique] = option(
         (), "Networks that it comes from.", max_length=1024
     )
-    token: SecretField | None = option(None, "What it shows in Proxy-Authorization.")
+    token: SecretField | None = option(
+        None, "What it shows in Proxy-Authorization: Basic with its name as the user, or Bearer."
+    )
     certificate: Text | None = option(None, "The name in its certificate, with mutual TLS.")
     weight: Int = option(1, "Its share in a fair queue.", ge=1, le=1000)
     priority: Int = option(0, "Higher goes first.", ge=-100, le=100)
