@@ -49,6 +49,7 @@ def number(output: str, what: str) -> float:
     return float(found.group(1))
 
 
+@pytest.mark.slow
 def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     begun = time.monotonic()
     process = start(tmp_path)

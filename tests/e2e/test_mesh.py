@@ -213,6 +213,7 @@ def test_a_killed_node_comes_back_without_a_fresh_burst(mesh: MakeMesh, origin: 
     )
 
 
+@pytest.mark.slow
 def test_a_node_that_leaves_gives_its_share_to_the_others(mesh: MakeMesh, origin: Origin) -> None:
     nodes = mesh(3, origin, UPSTREAM)
     with Load(addresses(nodes), 100, SHARES) as load:
@@ -384,6 +385,7 @@ def test_two_nodes_of_one_name_refuse_each_other(
     assert members["gw-1"] == f"127.0.0.1:{nodes[0].ports.mesh}"
 
 
+@pytest.mark.slow
 def test_a_node_that_stood_still_comes_back(mesh: MakeMesh, origin: Origin) -> None:
     """SIGSTOP for 2 s under load: the others go on, nobody opens a fresh burst afterwards."""
     nodes = mesh(3, origin, UPSTREAM)
