@@ -84,6 +84,7 @@ def test_three_nodes_keep_one_limit_and_use_it(mesh: MakeMesh, origin: Origin) -
     )
 
 
+@pytest.mark.slow
 def test_wait_max_decides_between_holding_and_refusing(mesh: MakeMesh, origin: Origin) -> None:
     nodes = mesh(2, origin, LIMIT.format(wait="5s"))
     with Load(addresses(nodes), 60) as load:

@@ -78,6 +78,7 @@ def test_ten_reloads_under_load_and_no_failed_exchange(
     assert changes[1]["changes"] == ["upstream.api.limit.account.rate: 1001/s -> 1002/s"]
 
 
+@pytest.mark.slow
 def test_a_higher_rate_keeps_the_counter(
     node: MakeNode, make_conf: MakeConf, origin: Origin
 ) -> None:

@@ -187,6 +187,7 @@ def test_garbage_instead_of_frames_is_502(make_h2: Make) -> None:
     nothing_is_held(gateway)
 
 
+@pytest.mark.slow
 def test_an_upstream_that_only_asks_is_cut_off(make_h2: Make) -> None:
     async def script(stream: H2Stream) -> None:
         ping = b"\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678"
