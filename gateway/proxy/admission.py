@@ -16,6 +16,7 @@ from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase
 from gateway.proxy import pauses
 from gateway.proxy.clients import ANONYMOUS, Client
+from gateway.proxy.graph import RETRY_CREDIT_MAX
 from gateway.proxy.keys import credential_of
 
 if TYPE_CHECKING:
@@ -43,10 +44,6 @@ __all__ = [
     "started_waiting",
     "stopped_waiting",
 ]
-
-# Retries are at most `budget` x requests + this many: a quiet upstream's first failure may be
-# tried again, and an outage is not multiplied.
-RETRY_CREDIT_MAX = 10.0
 
 LEASE_MIN_NS = SECOND  # a trial that is silent for less is only slow (MESH.md section 4)
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from gateway.waiting.fair_queue import Budget
 
 __all__ = [
+    "RETRY_CREDIT_MAX",
     "AccessRecord",
     "KeyPart",
     "LimitUse",
@@ -100,6 +101,11 @@ class LimitUse(NamedTuple):
     settled_by: bytes = b""  # the response field that tells the true cost, lower case
 
 
+# Retries are at most `budget` x requests + this many: a quiet upstream's first failure may be
+# tried again, and an outage is not multiplied.
+RETRY_CREDIT_MAX = 10.0
+
+
 class AccessRecord(NamedTuple):
     """What the access log gets of an exchange; durations are nanoseconds."""
 
@@ -156,7 +162,7 @@ class UpstreamCounts:
         self.aborted = 0
         self.slow_head_ns = 0
         self.retried = 0
-        self.retry_credit = 10.0
+        self.retry_credit = RETRY_CREDIT_MAX
         self.throttled = 0
         self.trials = 0
         self.responses = [0] * 6  # by the first digit of the status

@@ -213,10 +213,6 @@ class Handshake:
         for address in self._join:
             self._greetings.setdefault(address, _Greeting(now_ns, self._config.join_interval_ns))
 
-    @property
-    def has_join(self) -> bool:
-        return bool(self._join)
-
     def tick(self, now_ns: int) -> None:
         """Greets who is due: join addresses that are no live member, and dead members."""
         live = {member.address for member in self._members.live}
