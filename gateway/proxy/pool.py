@@ -2,13 +2,14 @@
 
 How many may be in use is a limit like any other (see `Upstream.limits`): an exchange that comes
 here has its place. A dial is the pool's task: its connection goes to whoever waits first, and
-idles if by then nobody does.
+idles if by then nobody does. Every waiter has one dial under way that is its own: whoever is served
+by another's gives that one its own in exchange. So a failure is told to the one whose attempt it
+was, while the others' attempts go on, and nobody waits longer than an attempt lasts.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
@@ -104,8 +105,8 @@ class UpstreamPool:
         self.head_limits = head_limits
         self._idle: list[PooledConnection] = []
         self._all: set[PooledConnection] = set()
-        self._waiting: deque[Exchange] = deque()
-        self._dials: set[asyncio.Task[None]] = set()
+        self._waiting: dict[Exchange, asyncio.Task[None]] = {}  # in order, each with its dial
+        self._dials: dict[asyncio.Task[None], Exchange | None] = {}  # and for whom it is
         self.closed = False
         self.dials = 0
         self.reuses = 0
@@ -136,21 +137,22 @@ class UpstreamPool:
                 self.reuses += 1
                 exchange.connected(connection)
                 return
-        self._waiting.append(exchange)
         task = asyncio.get_running_loop().create_task(self._dial_one())
-        self._dials.add(task)
-        task.add_done_callback(self._dials.discard)
+        self._waiting[exchange] = task
+        self._dials[task] = exchange
+        task.add_done_callback(self._dial_over)
 
     def leave(self, exchange: Exchange) -> None:
         """The exchange no longer wants the connection it asked for."""
-        if exchange in self._waiting:
-            self._waiting.remove(exchange)
+        task = self._waiting.pop(exchange, None)
+        if task is not None and task in self._dials:  # not, once they were aborted
+            self._dials[task] = None
 
     def give(self, connection: PooledConnection) -> None:
         """A connection whose exchange is over: to the first waiter, or idle."""
         for waiter in self._waiting:
             if connection.fresh or not waiter.wants_fresh:
-                self._waiting.remove(waiter)
+                self.leave(waiter)
                 waiter.connected(connection)
                 return
         if self.closed or not connection.may_idle:
@@ -178,29 +180,48 @@ class UpstreamPool:
         self.close()
         for task in list(self._dials):
             task.cancel()
-        await asyncio.gather(*self._dials, return_exceptions=True)
+        await asyncio.gather(*list(self._dials), return_exceptions=True)
         for connection in list(self._all):
             connection.abort()
 
     async def _dial_one(self) -> None:
         self.dials += 1
+        task = asyncio.current_task()
+        assert task is not None
         try:
             connection = await self._dial(lambda: self._make(self))
         except GatewayError as error:
-            self._failed(error)
+            self._failed(task, error)
         except Exception as error:
             # The dialer promises GatewayError only; a fault of ours must not strand the waiter.
-            self._failed(GatewayError(ErrorKind.INTERNAL, repr(error), phase=Phase.CONNECT))
+            self._failed(task, GatewayError(ErrorKind.INTERNAL, repr(error), phase=Phase.CONNECT))
             raise
         else:
             if not connection.lost_already:
                 self._all.add(connection)
+                self._hand_over(task)
                 self.give(connection)
             else:
                 self._failed(
-                    GatewayError(ErrorKind.UPSTREAM_CLOSED, "closed at once", phase=Phase.CONNECT)
+                    task,
+                    GatewayError(ErrorKind.UPSTREAM_CLOSED, "closed at once", phase=Phase.CONNECT),
                 )
 
-    def _failed(self, error: GatewayError) -> None:
-        if self._waiting:
-            self._waiting.popleft().upstream_failed(error)
+    def _hand_over(self, task: asyncio.Task[None]) -> None:
+        """A dial has succeeded and serves the first: the one it was for has the first's dial."""
+        owner = self._dials[task]
+        if owner is None:
+            return
+        first = next(iter(self._waiting))
+        theirs = self._waiting[first]
+        self._waiting[first], self._waiting[owner] = task, theirs
+        self._dials[task], self._dials[theirs] = first, owner
+
+    def _failed(self, task: asyncio.Task[None], error: GatewayError) -> None:
+        owner = self._dials[task]
+        if owner is not None:
+            self.leave(owner)
+            owner.upstream_failed(error)
+
+    def _dial_over(self, task: asyncio.Task[None]) -> None:
+        del self._dials[task]

@@ -78,11 +78,11 @@ class Harness:
         self.pool.take(exchange)
         return exchange
 
-    async def dialled(self, how: str = "ok") -> None:
-        """The oldest dial ends."""
-        while not self.pending:
+    async def dialled(self, how: str = "ok", which: int = 0) -> None:
+        """A dial ends, the oldest or another."""
+        while len(self.pending) <= which:
             await asyncio.sleep(0)
-        self.pending.pop(0).set_result(how)
+        self.pending.pop(which).set_result(how)
         before = self.pool.dialling_count
         while self.pool.dialling_count == before:
             await asyncio.sleep(0)
@@ -191,6 +191,36 @@ def test_a_dial_that_fails_is_told_to_one(how: str, kind: ErrorKind) -> None:
     run(test)
 
 
+def test_a_failure_is_told_to_the_one_whose_dial_it_was() -> None:
+    async def test(it: Harness) -> None:
+        used = it.take()
+        await it.dialled()
+        used.got[0].fresh = False
+        picky, plain = it.take(wants_fresh=True), it.take()
+        it.pool.give(used.got[0])
+        assert plain.got == used.got
+        await it.dialled("refused", which=1)  # that was for `plain`, which no longer needs it
+        assert picky.got == []
+        await it.dialled()
+        assert picky.got[0].fresh
+        assert it.pool.dialling_count == 0
+
+    run(test)
+
+
+def test_whoever_is_served_by_anothers_dial_leaves_its_own_to_that_one() -> None:
+    async def test(it: Harness) -> None:
+        first, second, third = it.take(), it.take(), it.take()
+        await it.dialled(which=1)  # the second's, which serves the first
+        assert (len(first.got), second.got, third.got) == (1, [], [])
+        await it.dialled("refused")  # the first's until then, now the second's
+        assert (second.got, third.got) == ([ErrorKind.CONNECTION_REFUSED], [])
+        await it.dialled()
+        assert len(third.got) == 1
+
+    run(test)
+
+
 def test_a_fault_of_ours_strands_nobody() -> None:
     async def test(it: Harness) -> None:
         unhandled: list[Any] = []
@@ -252,6 +282,7 @@ def test_an_abort_ends_dials_and_connections() -> None:
         waiting = it.take()
         await asyncio.sleep(0)
         await it.pool.abort()
+        it.pool.leave(waiting)
         assert exchange.got[0].ended == "aborted"
         assert it.pool.dialling_count == 0
         assert waiting.got == []
