@@ -15,7 +15,7 @@ from gateway.conf.values import Bind
 from gateway.h1.codec import HeadLimits
 from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.graph import Listener, Worker
-from gateway.proxy.preface import TLS_HANDSHAKE_SECONDS, Preface
+from gateway.proxy.preface import Preface
 
 __all__ = ["Listeners", "bind_socket", "forget_socket"]
 
@@ -80,21 +80,14 @@ def _head_limits(conf: Listen) -> HeadLimits:
 
 
 class _Open:
-    """One listener that is open: what accepts, who is connected, with which certificate."""
+    """One listener that is open: what accepts, and who is connected."""
 
-    __slots__ = ("bind", "context", "listener", "server")
+    __slots__ = ("bind", "listener", "server")
 
-    def __init__(
-        self,
-        bind: Bind,
-        listener: Listener,
-        server: asyncio.Server,
-        context: ssl.SSLContext | None,
-    ) -> None:
+    def __init__(self, bind: Bind, listener: Listener, server: asyncio.Server) -> None:
         self.bind = bind
         self.listener = listener
         self.server = server
-        self.context = context
 
     def stop_accepting(self) -> None:
         if self.server.is_serving():
@@ -157,12 +150,13 @@ class Listeners:
             entry.listener.connections_max = conf.limits.connections
             entry.listener.head_limits = _head_limits(conf)
             entry.listener.proxied_by = conf.proxy_protocol
-            if entry.context is not None and conf.tls is not None:
+            context = entry.listener.context
+            if context is not None and conf.tls is not None:
                 # For new handshakes; `check` has seen that the pair fits.
-                entry.context.load_cert_chain(conf.tls.cert, conf.tls.key)
+                context.load_cert_chain(conf.tls.cert, conf.tls.key)
                 if conf.tls.client_ca is not None:
                     # What the file has new is trusted; what has gone from it is until a restart.
-                    entry.context.load_verify_locations(conf.tls.client_ca)
+                    context.load_verify_locations(conf.tls.client_ca)
 
     def drain(self) -> None:
         """Nobody new is accepted; idle connections close, busy ones after their answer."""
@@ -185,33 +179,25 @@ class Listeners:
     async def _open_one(self, conf: Listen) -> None:
         worker = self._worker
         context = server_context(conf)
-        # Behind a PROXY header the server itself must not speak TLS.
-        own_context = None if conf.proxy_protocol else context
         listener = Listener(
             str(conf.bind),
             _head_limits(conf),
             conf.limits.connections,
             conf.proxy_protocol,
-            context if conf.proxy_protocol else None,
+            context,
         )
 
         def accept() -> DownstreamProtocol | Preface:
-            if listener.proxied_by:
+            if listener.proxied_by or listener.context is not None:
                 return Preface(worker, listener)
             return DownstreamProtocol(worker, listener)
 
         sock = bind_socket("listen", conf.bind)
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            accept,
-            sock=sock,
-            backlog=BACKLOG,
-            ssl=own_context,
-            ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS if own_context is not None else None,
-        )
+        server = await loop.create_server(accept, sock=sock, backlog=BACKLOG)
         if conf.bind.kind == "tcp" and not conf.bind.port:
             listener.name = "{}:{}".format(*sock.getsockname()[:2])
-        self._open[str(conf.bind)] = _Open(conf.bind, listener, server, context)
+        self._open[str(conf.bind)] = _Open(conf.bind, listener, server)
 
     def _retire(self, entry: _Open) -> None:
         asyncio.get_running_loop().call_later(RETIRE_SECONDS, entry.stop_accepting)

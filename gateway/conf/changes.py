@@ -41,9 +41,9 @@ def cannot_change(old: Conf, new: Conf) -> list[Finding]:
 
 
 def _listeners(old: Conf, new: Conf) -> Iterator[Finding]:
-    """What an open listener does with a connection's first octets is so until it closes.
+    """Whether an open listener speaks TLS, and asks for certificates, is so until it closes.
 
-    New certificates in the files and other networks are taken over.
+    New certificates in the files and other `proxy_protocol` networks are taken over.
     """
     before = {str(listen.bind): listen for listen in old.listen}
     for index, listen in enumerate(new.listen):
@@ -55,8 +55,6 @@ def _listeners(old: Conf, new: Conf) -> Iterator[Finding]:
             changed = ("tls",) if was.tls is not listen.tls else ()
         elif was.tls.client_ca != listen.tls.client_ca:
             changed = ("tls", "client_ca")
-        elif bool(was.proxy_protocol) != bool(listen.proxy_protocol):
-            changed = ("proxy_protocol",)  # without TLS it can come and go
         if changed:
             message = "cannot come, go or change while the listener is open; restart to change it"
             yield Finding(("listen", index, *changed), message)

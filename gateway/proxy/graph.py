@@ -253,8 +253,8 @@ class Mesh(Protocol):
 class Listener:
     """A bound address: its limits, and who is connected through it.
 
-    With `proxied_by` a PROXY header comes first and is believed from these sources; then TLS too is
-    begun behind it, with `context`, by tasks that stand in `handshakes`.
+    With `proxied_by` a PROXY header comes first and is believed from these sources. With `context`
+    TLS is begun, behind the header if there is one, by tasks that stand in `handshakes`.
     """
 
     __slots__ = (
@@ -282,6 +282,12 @@ class Listener:
         self.context = context
         self.connections: set[DownstreamProtocol | Preface] = set()
         self.handshakes: set[asyncio.Task[None]] = set()
+
+    def admit_preface(self, preface: Preface) -> bool:
+        """As `admit`, for one that may have a handshake before it: those are bounded by this."""
+        if len(self.connections) + len(self.handshakes) >= self.connections_max:
+            return False
+        return self.admit(preface)
 
     def admit(self, connection: DownstreamProtocol | Preface) -> bool:
         if len(self.connections) >= self.connections_max:

@@ -1,18 +1,21 @@
-"""What comes before HTTP on a listener with `proxy_protocol`: the PROXY header, and then TLS.
+"""What comes before HTTP on a listener with `proxy_protocol` or `tls`: the PROXY header, then TLS.
 
 Only such listeners pay for this room. The header is read to the octet, never beyond it, so that
 whatever follows is still in the kernel for who comes next: HTTP on the same transport, or a TLS
 layer on the same socket. asyncio has TLS from a connection's first octet or not at all
 (`start_tls` tells the protocol nothing of the new transport before data arrives), so for TLS the
-socket is taken from its transport and accepted once more; that handshake is a task.
+socket is taken from its transport and accepted once more; that handshake is a task. It looks at the
+first octet before it takes any, so that a client that speaks plain HTTP there is told so.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from typing import TYPE_CHECKING
 
+from gateway.errors import ErrorKind, GatewayError
 from gateway.h1.codec import BadMessage
 from gateway.h1.proxy_protocol import ProxyHeader
 from gateway.proxy.clients import address_of, within
@@ -20,12 +23,11 @@ from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.relay import Relay
 
 if TYPE_CHECKING:
-    import asyncio
     import ssl
 
     from gateway.proxy.graph import Listener, Worker
 
-__all__ = ["TLS_HANDSHAKE_SECONDS", "Preface"]
+__all__ = ["Preface"]
 
 TLS_HANDSHAKE_SECONDS = 10.0
 
@@ -42,9 +44,12 @@ class Preface(Relay):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if not self._listener.admit(self):
+        if not self._listener.admit_preface(self):
             self.worker.count("connections_refused")
             self.abort()
+            return
+        if not self._listener.proxied_by:
+            self._hand_over("")
             return
         peer = transport.get_extra_info("peername")
         address = address_of(str(peer[0])) if isinstance(peer, tuple) and peer else None
@@ -126,14 +131,56 @@ async def _accept(
     """One handshake; afterwards the connection stands on its own. A failed one is closed."""
     sock.setblocking(False)
     try:
-        await worker.loop.connect_accepted_socket(
-            lambda: DownstreamProtocol(worker, listener, source),
-            sock,
-            ssl=context,
-            ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS,
-        )
-    except OSError:  # ssl.SSLError and the timeout are such; as with every TLS listener, silent
+        async with asyncio.timeout(TLS_HANDSHAKE_SECONDS):
+            first = await _first_octet(sock)
+        if not first:
+            sock.close()  # a bare connection and its end are a balancer's health check
+        elif first.isalpha():  # so begins every method; a TLS record does with 20 to 24
+            await worker.loop.connect_accepted_socket(
+                lambda: PlainSpeaker(worker, listener, source), sock
+            )
+        else:
+            await worker.loop.connect_accepted_socket(
+                lambda: DownstreamProtocol(worker, listener, source),
+                sock,
+                ssl=context,
+                ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS,
+            )
+    except OSError:  # ssl.SSLError and the timeout are such
+        worker.count("tls_handshakes_failed")
         sock.close()
     except BaseException:
         sock.close()
         raise
+
+
+class PlainSpeaker(DownstreamProtocol):
+    """A client that speaks plain HTTP to a TLS port: closing without a word would tell it nothing.
+
+    It gets a 400 that it can read, as from nginx, and what it says is not looked at.
+    """
+
+    __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not self.transport.is_closing():
+            self.worker.count("plain_http_on_tls_port")
+            self.refuse(GatewayError(ErrorKind.BAD_REQUEST, "plain HTTP sent to a TLS port"))
+
+
+async def _first_octet(sock: socket.socket) -> bytes:
+    """The first octet that comes, which stays where it is; b"" at the end. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    while True:
+        try:
+            return sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            pass
+        loop.add_reader(sock, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(sock)
+        readable.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -359,10 +360,51 @@ def test_what_is_no_handshake_is_closed(serve, certificates, listen: str, prefac
     nothing_is_open(gateway)
 
 
-def test_a_reload_may_not_turn_the_header_on_before_tls(serve, certificates) -> None:
+@pytest.mark.parametrize(("listen", "preface"), [(BELIEVED, V1), ("", b"")])
+def test_plain_http_on_a_tls_port_is_told_so(serve, certificates, listen, preface) -> None:
+    gateway = serve(listen + "\n" + certificates.one_way)
+    request = b"POST / HTTP/1.1\r\nHost: api.test\r\nContent-Length: 5\r\n\r\nhello"
+    with connected(gateway, preface + request) as client:
+        response = client.response()
+        assert response.status == 400
+        assert json.loads(response.body)["detail"] == "plain HTTP sent to a TLS port"
+        assert response.value(b"connection") == b"close"
+        assert client.closed()
+    assert count(gateway, "plain_http_on_tls_port") == 1
+    assert count(gateway, "tls_handshakes_failed") == 0
+    nothing_is_open(gateway)
+
+
+def test_handshakes_that_fail_are_counted_and_health_checks_are_not(serve, certificates) -> None:
     gateway = serve(certificates.one_way)
+    with connected(gateway):
+        pass  # a balancer's look
+    with connected(gateway, bytes(2000)) as client:
+        client.read_to_end()
+    gateway.until(lambda: gateway.server.worker.counts["tls_handshakes_failed"] == 1)
+    nothing_is_open(gateway)
+
+
+def test_handshakes_take_connections_of_the_listener(serve, certificates) -> None:
+    gateway = serve(f"{certificates.one_way}\nlimits = {{ connections = 2 }}")
+    with connected(gateway), connected(gateway):
+        gateway.until(lambda: sum(len(one.handshakes) for one in gateway.server.listeners) == 2)
+        with connected(gateway) as third:
+            assert third.closed()
+    assert count(gateway, "connections_refused") == 1
+    nothing_is_open(gateway)
+    with connected(gateway, b"", certificates.context()) as client:
+        assert client.get().status == 200
+
+
+def test_a_reload_turns_the_header_on_and_off_before_tls(serve, certificates) -> None:
+    gateway = serve(certificates.one_way)
+    plain = gateway.path.read_text()
     bind = 'bind = "127.0.0.1:0"\n'
-    assert not gateway.reload(gateway.path.read_text().replace(bind, bind + BELIEVED + "\n"))
+    assert gateway.reload(plain.replace(bind, bind + BELIEVED + "\n"))
+    with connected(gateway, V1, certificates.context()) as client:
+        assert client.get().status == 200
+    assert gateway.reload(plain)
     with connected(gateway, b"", certificates.context()) as client:
         assert client.get().status == 200
 
