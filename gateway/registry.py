@@ -88,6 +88,7 @@ class Registry:
         self.breakers: dict[str, Any] = {}
         self.counts: dict[str, UpstreamCounts] = {}
         self.pools: dict[tuple[Any, ...], Pool] = {}
+        self._retired: list[Pool] = []
 
     def limit(self, upstream: str, conf: LimitConf) -> Limit:
         """The limit of that identity with the conf's figures, made if there is none."""
@@ -141,7 +142,17 @@ class Registry:
     def close_pools_but(self, kept: set[tuple[Any, ...]]) -> None:
         """Pools that no upstream uses any more close when their exchanges are over."""
         for way_out in [way for way in self.pools if way not in kept]:
-            self.pools.pop(way_out).close()
+            self.retire(self.pools.pop(way_out))
+
+    def retire(self, pool: Pool) -> None:
+        """Closes a pool that nobody new uses; while it is busy it is still ours to abort."""
+        pool.close()
+        self._retired = [old for old in self._retired if old.open_count or old.dialling_count]
+        self._retired.append(pool)
+
+    def all_pools(self) -> list[Pool]:
+        """Those in use and those that were retired while they were busy."""
+        return [*self.pools.values(), *self._retired]
 
     def _local(self, identity: str, conf: LimitConf) -> Gcra | Window | Inflight:
         limit = self._split.get(identity)

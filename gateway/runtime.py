@@ -47,16 +47,13 @@ from gateway.proxy.graph import (
 )
 from gateway.proxy.keys import compile_cost, compile_key
 from gateway.proxy.pool import Pool
-from gateway.proxy.targets import ForwardTable, Pattern
+from gateway.proxy.targets import FORWARD, ForwardTable, Pattern
 from gateway.registry import MeshLimits, Registry, levers, limit_identity
 from gateway.routes import Route, RouteTable
 from gateway.waiting.fair_queue import Budget
 
 __all__ = ["Assembly", "Plan"]
 
-# The name of all `[forward]` targets in counts and logs: one that no upstream can have, or a held
-# request would go on to that upstream after a reload.
-FORWARD = "[forward]"
 RESPONSE_LIMITS = HeadLimits(head_bytes_max=64 * 1024, fields_max=200)  # an API's, not a client's
 
 
@@ -82,6 +79,7 @@ class Assembly:
         self.registry = Registry(mesh)
         self._generation = 0
         self._forward: ForwardTable | None = None
+        self._deny_private = True
 
     def build(self, conf: Conf) -> Runtime:
         """The first Runtime. Raises OSError or ssl.SSLError as `prepare` does."""
@@ -111,18 +109,7 @@ class Assembly:
         )
         kept = {way for way, _ in plan.ways_out.values()}
         self.registry.close_pools_but(kept | {(*way, "tunnel") for way in kept})
-        forward = self._forward
-        if forward is not None:
-            forward.close()
-        patterns = [
-            Pattern(_bracketed(allowed.host), allowed.port, allowed.wildcard)
-            for allowed in conf.forward.allow
-        ]
-        self._forward = ForwardTable(
-            patterns,
-            frozenset(conf.forward.connect_ports),
-            partial(self._forward_upstream, conf),
-        )
+        self._forward = forward = self._forward_table(conf)
         self._generation += 1
         timeouts = [upstream.timeout for upstream in conf.upstream.values()]
         return Runtime(
@@ -136,7 +123,7 @@ class Assembly:
                 ): upstreams[name]
                 for name, upstream in reversed(conf.upstream.items())
             },
-            forward=self._forward,
+            forward=forward,
             upstreams=upstreams,
             clients=ClientTable(
                 [_client(client) for client in conf.client], anonymous=conf.access.anonymous
@@ -155,11 +142,11 @@ class Assembly:
         for exchange in held:
             worker.waitroom.leave(exchange)
         for exchange in held:
-            exchange.rejoin(worker.runtime.upstreams.get(exchange.upstream_name), now_ns)
+            exchange.rejoin(now_ns)
 
     async def abort(self) -> None:
         """Ends all upstream connections."""
-        pools = list(self.registry.pools.values())
+        pools = self.registry.all_pools()
         if self._forward is not None:
             for upstream in self._forward.upstreams():
                 pools += (upstream.pool, upstream.tunnels)
@@ -186,6 +173,24 @@ class Assembly:
             )
         return upstream
 
+    def _forward_table(self, conf: Conf) -> ForwardTable:
+        """`[forward]` of that conf, with what its predecessor made for targets that stay."""
+        patterns = [
+            Pattern(_bracketed(allowed.host), allowed.port, allowed.wildcard)
+            for allowed in conf.forward.allow
+        ]
+        table = ForwardTable(
+            patterns,
+            frozenset(conf.forward.connect_ports),
+            partial(self._forward_upstream, conf),
+            self.registry.retire,
+        )
+        if self._forward is not None:
+            same_way = conf.forward.deny_private == self._deny_private
+            table.succeed(self._forward, same_way=same_way)
+        self._deny_private = conf.forward.deny_private
+        return table
+
     def _forward_upstream(self, conf: Conf, scheme: bytes, host: bytes, port: int) -> Upstream:
         """An upstream for a `[forward]` target: no limits, its own breaker and connections."""
         origin = f"{scheme.decode()}://{host.decode()}:{port}"
@@ -195,12 +200,16 @@ class Assembly:
         dial_plan = dial_plan._replace(
             deny=NOT_PUBLIC if conf.forward.deny_private else frozenset(),
             own_addresses=self._own_addresses,
+            count_denied=self._count_denied,
         )
         upstream.pool = self._pool(target, dial_plan)
         upstream.tunnels = self._pool(target, dial_plan, tunnel=True)
         upstream.breakers = self._breakers(target, None)
         upstream.counts = self.registry.counts.setdefault(FORWARD, UpstreamCounts())
         return upstream
+
+    def _count_denied(self, reason: str) -> None:
+        self._worker.count("addresses_denied_" + reason)
 
     def _compile(self, name: str, conf: UpstreamConf, slots: Inflight) -> Upstream:
         upstream = Upstream()

@@ -44,6 +44,12 @@ _POOL_STATES = ("idle", "open", "dialling")
 _COUNT_PREFIXES = (
     # Counted under names with the reason at the end: one metric with a label.
     ("bad_requests_", "egressd_bad_requests", "Requests refused before routing.", "reason"),
+    (
+        "addresses_denied_",
+        "egressd_addresses_denied",
+        "Addresses of `[forward]` targets that were not connected to.",
+        "class",
+    ),
 )
 
 

@@ -71,6 +71,10 @@ Resolve = Callable[[str, int], Awaitable[list[Endpoint]]]
 R = TypeVar("R", bound=Relay)
 
 
+def _uncounted(reason: str) -> None:
+    """The default of `count_denied`: nothing is denied where `deny` is empty."""
+
+
 class TlsPlan(NamedTuple):
     """How to speak TLS to an upstream. `server_name` is what the certificate must be valid for."""
 
@@ -85,6 +89,7 @@ class DialPlan(NamedTuple):
     for targets that a client chose: addresses of these classes are not connected to.
     `own_addresses` gives (host, port) of our listeners, wildcards included, where a target must
     not be one of them: the gateway would talk to itself until its connections are used up.
+    `count_denied` is called with the reason for each address that was refused.
     """
 
     host: str
@@ -95,6 +100,7 @@ class DialPlan(NamedTuple):
     tls_timeout_ns: int
     deny: frozenset[AddressClass] = frozenset()
     own_addresses: Callable[[], Iterable[tuple[str, int]]] | None = None
+    count_denied: Callable[[str], None] = _uncounted
 
 
 def client_context(
@@ -162,13 +168,9 @@ async def tcp_connect(endpoint: Endpoint) -> socket.socket:
 
 
 class TcpDialer:
-    """The Dialer of one upstream.
+    """The Dialer of one upstream. `resolve` and `connect` are its ways to ask the world outside."""
 
-    `denied` counts refused addresses by reason. `resolve` and `connect` are its two ways to ask
-    the world outside.
-    """
-
-    __slots__ = ("_connect", "_resolve", "denied", "plan")
+    __slots__ = ("_connect", "_resolve", "plan")
 
     def __init__(
         self, plan: DialPlan, *, resolve: Resolve = system_resolve, connect: Connect = tcp_connect
@@ -176,7 +178,6 @@ class TcpDialer:
         self.plan = plan
         self._resolve = resolve
         self._connect = connect
-        self.denied: dict[str, int] = {}
 
     async def __call__(self, make: Callable[[], R]) -> R:
         return await self._wrap(await self._first(), make)
@@ -223,7 +224,7 @@ class TcpDialer:
             if not reason:
                 allowed.append(endpoint)
                 continue
-            self.denied[reason] = self.denied.get(reason, 0) + 1
+            self.plan.count_denied(reason)
             first = first or (endpoint, reason)
         if first is not None and not allowed:
             detail = f"{self.plan.host}: {first[0]} is not allowed: {first[1]}"

@@ -33,6 +33,7 @@ __all__ = [
     "answered",
     "ask_anew",
     "ask_once_more",
+    "check_access",
     "ends_in_time",
     "failed",
     "first_ask",
@@ -43,6 +44,7 @@ __all__ = [
     "refusal_fields",
     "started_waiting",
     "stopped_waiting",
+    "tunnelled",
 ]
 
 LEASE_MIN_NS = SECOND  # a trial that is silent for less is only slow (MESH.md section 4)
@@ -148,8 +150,7 @@ def first_ask(exchange: Admittee, now_ns: int) -> Blocked | None:
     if client is None:
         raise GatewayError(ErrorKind.CLIENT_UNKNOWN)
     exchange.client = client
-    if client.upstreams and upstream.name not in client.upstreams:
-        raise GatewayError(ErrorKind.CLIENT_DENIED, "this client may not use this upstream")
+    check_access(client, upstream)
     counts = upstream.counts
     counts.requests += 1
     if counts.retry_credit < RETRY_CREDIT_MAX:
@@ -160,6 +161,12 @@ def first_ask(exchange: Admittee, now_ns: int) -> Blocked | None:
     exchange.wait_until_ns = now_ns + max_ns
     exchange.asked_ns = now_ns
     return _ask(exchange, now_ns)
+
+
+def check_access(client: Client, upstream: Upstream) -> None:
+    """Whether that client may use that upstream. Raises GatewayError."""
+    if client.upstreams and upstream.name not in client.upstreams:
+        raise GatewayError(ErrorKind.CLIENT_DENIED, "this client may not use this upstream")
 
 
 def ask_anew(exchange: Admittee, now_ns: int) -> Blocked | None:
@@ -275,6 +282,16 @@ def answered(exchange: Admittee, head: ResponseHead, head_time_ns: int, now_ns: 
     if changes:
         pauses.report(worker, upstream, changes, now_ns)
     return signal
+
+
+def tunnelled(exchange: Admittee, now_ns: int) -> None:
+    """A CONNECT tunnel is open. That is all that will be seen of the upstream's work, and a trial
+    must not last as long as the tunnel: to be reached is to have succeeded."""
+    trials, exchange.trials = exchange.trials, ()
+    upstream = exchange.upstream
+    changes = upstream.breakers.succeeded(exchange.sent_epochs, now_ns, trials)
+    if changes:
+        pauses.report(exchange.worker, upstream, changes, now_ns)
 
 
 def failed(exchange: Admittee, error: GatewayError, now_ns: int) -> None:

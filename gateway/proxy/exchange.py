@@ -20,7 +20,7 @@ from gateway.proxy.flow import HELD_BYTES_MAX, PAUSE_HELD, PAUSE_PEER
 from gateway.proxy.graph import AccessRecord
 from gateway.proxy.response import Respondent
 from gateway.proxy.stage import Stage
-from gateway.proxy.targets import find_absolute, find_tunnel
+from gateway.proxy.targets import FORWARD, find_absolute, find_tunnel
 from gateway.proxy.tunnel import TunnelEnd
 from gateway.routes import strip_path
 
@@ -101,13 +101,10 @@ class Exchange(Respondent):
         """The row that refused has no place left (called by the waitroom)."""
         self.fail(GatewayError(ErrorKind.QUEUE_FULL, phase=Phase.QUEUE, retry_after_ns=SECOND))
 
-    def rejoin(self, upstream: Upstream | None, now_ns: int) -> None:
+    def rejoin(self, now_ns: int) -> None:
         """A reload came while this exchange was held: it goes on under the new Runtime."""
-        if upstream is None:  # or it is a `[forward]` target, and those are made anew
-            self.fail(GatewayError(ErrorKind.UPSTREAM_GONE, phase=Phase.QUEUE))
-            return
-        self._address(upstream)
         try:
+            self._address(self._upstream_anew())
             blocked = admission.ask_anew(self, now_ns)
         except GatewayError as error:
             self.fail(error)
@@ -153,6 +150,21 @@ class Exchange(Respondent):
         if came_through(head.fields, worker.pseudonym):
             raise GatewayError(ErrorKind.LOOP, "Via names this gateway")
 
+    def _upstream_anew(self) -> Upstream:
+        """What its upstream is in the Runtime of now. Raises GatewayError."""
+        runtime = self.worker.runtime
+        if self.upstream_name == FORWARD:
+            target = self.head.target
+            if self.is_connect:
+                upstream, _ = find_tunnel(runtime, target)
+            else:
+                upstream, _, _ = find_absolute(runtime, target, self.head.method)
+            admission.check_access(self.client, upstream)
+            return upstream
+        if self.upstream_name not in runtime.upstreams:
+            raise GatewayError(ErrorKind.UPSTREAM_GONE, phase=Phase.QUEUE)
+        return runtime.upstreams[self.upstream_name]
+
     def _address(self, upstream: Upstream) -> None:
         """The request as it goes to that upstream."""
         head = self.head
@@ -194,6 +206,7 @@ class Exchange(Respondent):
         self.wants_fresh = False
         if isinstance(connection, TunnelEnd):
             self.status = 200
+            admission.tunnelled(self, now_ns)
             self.downstream.out.append(TUNNEL_OPEN)
             self.switch(connection, connection.take_rest())
             return

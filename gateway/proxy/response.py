@@ -180,6 +180,8 @@ class Respondent(admission.Admittee):
                 return
             self.switching = True
             self.status = 101
+            now_ns = self.response_ns = worker.now_ns()
+            admission.answered(self, head, now_ns - self.connected_ns, now_ns)
             fields += upgrade_fields(head.upgrade)
         elif not self.head.minor:
             return  # RFC 9110 section 15.2: never to an HTTP/1.0 client

@@ -15,8 +15,12 @@ from gateway.h1.target import split_absolute, split_authority
 
 if TYPE_CHECKING:
     from gateway.proxy.graph import Runtime, Upstream
+    from gateway.proxy.pool import Pool
 
-__all__ = ["ForwardTable", "Pattern", "find_absolute", "find_tunnel"]
+__all__ = ["FORWARD", "ForwardTable", "Pattern", "find_absolute", "find_tunnel"]
+
+# The name of all `[forward]` targets in counts and logs: one that no upstream can have.
+FORWARD = "[forward]"
 
 TARGETS_MAX = 1024  # targets that keep a pool; at about 4 KiB each 4 MiB, the oldest goes first
 
@@ -37,24 +41,29 @@ class Pattern(NamedTuple):
 
 
 class ForwardTable:
-    """`[forward]`: which other targets may be reached, and an upstream for each that was."""
+    """`[forward]`: which other targets may be reached, and an upstream for each that was.
 
-    __slots__ = ("_made", "_make", "connect_ports", "patterns")
+    `retire` takes the pools of those that are dropped, whose connections may still be busy.
+    """
+
+    __slots__ = ("_made", "_make", "_retire", "connect_ports", "patterns")
 
     def __init__(
         self,
         patterns: Sequence[Pattern],
         connect_ports: frozenset[int],
         make: Callable[[bytes, bytes, int], Upstream],
+        retire: Callable[[Pool], None],
     ) -> None:
         self.patterns = tuple(patterns)
         self.connect_ports = connect_ports
         self._make = make
+        self._retire = retire
         self._made: OrderedDict[tuple[bytes, bytes, int], Upstream] = OrderedDict()
 
     def find(self, scheme: bytes, host: bytes, port: int) -> Upstream | None:
         """The upstream for an allowed target, made at its first use."""
-        if not any(pattern.matches(host, port) for pattern in self.patterns):
+        if not self._allows(host, port):
             return None
         key = (scheme, host, port)
         upstream = self._made.get(key)
@@ -62,19 +71,37 @@ class ForwardTable:
             upstream = self._made[key] = self._make(scheme, host, port)
             if len(self._made) > TARGETS_MAX:
                 _, oldest = self._made.popitem(last=False)
-                oldest.pool.close()
+                self._drop(oldest)
         else:
             self._made.move_to_end(key)
         return upstream
 
-    def close(self) -> None:
-        """A reload replaced this table: idle connections go, busy ones after their exchange."""
-        for upstream in self._made.values():
-            upstream.pool.close()
+    def succeed(self, old: ForwardTable, *, same_way: bool) -> None:
+        """Takes over what the table before a reload made for targets that are still allowed.
+
+        Without `same_way` (what may be connected to has changed) only their breakers: a
+        connection that was made under the old rule is not one that the new rule allows.
+        """
+        for key, upstream in old._made.items():
+            _, host, port = key
+            if self._allows(host, port):
+                if same_way:
+                    self._made[key] = upstream
+                    continue
+                self._made[key] = anew = self._make(*key)
+                anew.breakers = upstream.breakers
+            self._drop(upstream)
 
     def upstreams(self) -> list[Upstream]:
         """All that were made and are kept."""
         return list(self._made.values())
+
+    def _allows(self, host: bytes, port: int) -> bool:
+        return any(pattern.matches(host, port) for pattern in self.patterns)
+
+    def _drop(self, upstream: Upstream) -> None:
+        self._retire(upstream.pool)
+        self._retire(upstream.tunnels)
 
 
 def find_absolute(runtime: Runtime, target: bytes, method: bytes) -> tuple[Upstream, bytes, bytes]:

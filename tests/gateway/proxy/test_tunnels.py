@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 import trustme
-from fakes.origin import Connection, Received
+from fakes.origin import Connection, Received, answer
+
+from gateway.breaker.states import TRIAL, BreakerState
 
 
 @pytest.fixture
@@ -170,6 +172,61 @@ def test_a_websocket_is_relayed(make) -> None:
         client.send(b"\x81\x02hi")
         assert client.read_exactly(4) == b"\x81\x02hi"
     gateway.until(lambda: not gateway.connections())
+
+
+PAUSED = """
+wait = { max = "0s" }
+tunnel = true
+[upstream.api.breaker]
+failure_min = 1
+open = "100ms"
+failure = [500, "connect"]
+"""
+
+
+def fails_once(gateway) -> None:
+    """Opens the upstream's breaker, and waits until it asks for a trial."""
+    with gateway.client() as client:
+        assert client.get(b"/fail").status == 500
+    breakers = gateway.upstream("api").breakers
+    gateway.until(lambda: breakers.ask(None, gateway.server.worker.now_ns()) == TRIAL)
+
+
+def is_closed(gateway) -> bool:
+    breakers = gateway.upstream("api").breakers
+    return breakers.own.state is BreakerState.CLOSED and not breakers.active
+
+
+def test_a_websocket_ends_a_trial_when_it_begins(make) -> None:
+    """A trial that lasted as long as the socket would keep everybody else out."""
+
+    async def script(connection: Connection, request: Received) -> bool:
+        if request.target == b"/fail":
+            return bool(await answer(b"500 Broken")(connection, request))
+        await connection.send(
+            b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        )
+        return await connection.more()
+
+    gateway, _ = make(script, upstream=PAUSED)
+    fails_once(gateway)
+    with gateway.client() as client:
+        client.send(
+            b"GET /chat HTTP/1.1\r\nHost: api.test\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\n\r\n"
+        )
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+        assert gateway.call(lambda: is_closed(gateway))
+        assert gateway.call(lambda: gateway.upstream("api").counts.trials) == 1
+
+
+def test_a_tunnel_ends_a_trial_when_it_is_open(make) -> None:
+    gateway, origin = make(answer(b"500 Broken"), upstream=PAUSED)
+    fails_once(gateway)
+    with gateway.client() as client:
+        client.send(b"CONNECT localhost:%d HTTP/1.1\r\nHost: x\r\n\r\n" % origin.port)
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        assert gateway.call(lambda: is_closed(gateway))
 
 
 def test_a_101_that_nobody_asked_for_is_502(make) -> None:
