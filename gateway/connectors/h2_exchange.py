@@ -110,6 +110,7 @@ class HttpcoreExchange:
         "sent_whole",
         "stream_id",
         "target",
+        "trailers",
         "watching",
     )
 
@@ -128,6 +129,7 @@ class HttpcoreExchange:
         self.answer_over = False
         self.method = b""
         self.target = b""
+        self.trailers: Fields = []  # the request's, as they go out
         self._body: deque[bytes] = deque()
         self._body_bytes = 0
         self._complete = False
@@ -162,10 +164,8 @@ class HttpcoreExchange:
         self._wake.set()
 
     def send_end(self, trailers: Fields) -> None:
-        """The request is complete; trailers, which httpcore cannot send, are left out.
-
-        RFC 9110 section 6.5.1 allows an intermediary to discard them.
-        """
+        """The request is complete; `trailers` are those that may go on."""
+        self.trailers = h2_heads.lowered(trailers)
         self._complete = True
         self._wake.set()
 

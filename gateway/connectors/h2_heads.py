@@ -15,7 +15,7 @@ from gateway.h1.codec import BadMessage, HeadLimits
 from gateway.h1.guard import judge_octets, judge_response
 from gateway.h1.message import Fields, Framing, ResponseHead
 
-__all__ = ["BodyCount", "request", "response", "trailers"]
+__all__ = ["BodyCount", "lowered", "request", "response", "trailers"]
 
 # RFC 9113 section 8.2.2: what is about one HTTP/1.1 connection does not exist here.
 _CONNECTION_KINDS = frozenset(
@@ -45,6 +45,11 @@ def request(method: bytes, scheme: str, authority: bytes, target: bytes, fields:
         (b":path", target),
         *kept,
     ]
+
+
+def lowered(fields: Fields) -> Fields:
+    """Fields with their names in lower case (RFC 9113 section 8.2)."""
+    return [(names.LOWER[name], value) for name, value in fields]
 
 
 def response(

@@ -88,7 +88,7 @@ class H2Connection(httpcore.AsyncHTTP2Connection):
       when the client has taken what came, not before.
     - A stream that is left early is reset. httpcore forgets it, the server sends on, and the
       connection's window shrinks by what nobody acknowledges, until it stands still.
-    - Interim responses and trailers are passed on; a graceful GOAWAY lets exchanges finish.
+    - Interim responses and trailers, both ways, are passed on; a graceful GOAWAY lets exchanges finish.
     """
 
     def __init__(self, worker: Worker, pool: LanePool, plan: H2Plan, wire: Wire) -> None:
@@ -231,6 +231,15 @@ class H2Connection(httpcore.AsyncHTTP2Connection):
         except (Unwanted, h2.exceptions.StreamClosedError):
             if not carried.answer_over:
                 raise
+
+    async def _send_end_stream(self, request: httpcore.Request, stream_id: int) -> None:
+        carried: HttpcoreExchange = request.extensions["carried"]
+        if not carried.trailers:
+            await super()._send_end_stream(request, stream_id)
+            return
+        # RFC 9113 section 8.1: the trailer section is a HEADERS frame that ends the stream.
+        self._h2_state.send_headers(stream_id, carried.trailers, end_stream=True)
+        await self._write_outgoing_data(request)
 
     async def _write_outgoing_data(self, request: httpcore.Request) -> None:
         self.wire.send(self._h2_state.data_to_send())

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
 from gateway.h1 import encode
-from gateway.h1.forward import came_through, forward_request, max_forwards, upgrade_fields
+from gateway.h1.forward import (
+    came_through,
+    forward_request,
+    forward_trailers,
+    max_forwards,
+    upgrade_fields,
+)
 from gateway.h1.message import Fields, Framing, RequestHead
 from gateway.proxy import admission
 from gateway.proxy.answers import error_answer
@@ -267,7 +273,8 @@ class Exchange(Respondent):
         if self.head.framing is Framing.NONE:
             return  # known from the head, and acted upon then
         self.request_done = True
-        self.trailers = trailers
+        if trailers:
+            self.trailers = forward_trailers(trailers, self.head.connection)
         now_ns = self.worker.now_ns()
         self.downstream.deadline_ns = self.arrival_ns + self.upstream.timeouts.total_ns
         if self.connection is not None:

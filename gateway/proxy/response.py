@@ -32,6 +32,7 @@ class Respondent(admission.Admittee):
     __slots__ = (
         "_framing_out",
         "_keep",
+        "_named",
         "bytes_in",
         "bytes_out",
         "connected_ns",
@@ -56,6 +57,7 @@ class Respondent(admission.Admittee):
         self.switching = False
         self._keep = False
         self._framing_out = Framing.NONE
+        self._named: frozenset[bytes] = frozenset()  # by the response's Connection
         self.bytes_in = 0
         self.bytes_out = 0
         self.connected_ns = 0
@@ -92,6 +94,7 @@ class Respondent(admission.Admittee):
         if framing is Framing.CHUNKED or framing is Framing.CLOSE:
             framing = Framing.CHUNKED if self.head.minor else Framing.CLOSE
         self._framing_out = framing
+        self._named = head.connection
         self.response_started = True
         self._keep = keep = (
             self.head.keep_alive
@@ -122,9 +125,10 @@ class Respondent(admission.Admittee):
         if self.switching:
             return  # a 101 has no body, and its exchange goes on as a tunnel
         if self._framing_out is Framing.CHUNKED:
-            self.downstream.out.append(
-                encode.last_chunk(forward_trailers(trailers) if self.head.te_trailers else [])
-            )
+            if trailers:
+                wanted = self.head.te_trailers
+                trailers = forward_trailers(trailers, self._named) if wanted else []
+            self.downstream.out.append(encode.last_chunk(trailers))
         connection = self.connection
         self.connection = None
         if connection is not None:

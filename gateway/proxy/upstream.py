@@ -8,7 +8,6 @@ from gateway.clock import SECOND, monotonic_ns
 from gateway.errors import ErrorKind, GatewayError, Phase
 from gateway.h1 import encode
 from gateway.h1.codec import BadMessage
-from gateway.h1.forward import forward_trailers
 from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
 from gateway.proxy.flow import PAUSE_PEER
 from gateway.proxy.relay import Relay
@@ -78,9 +77,9 @@ class UpstreamProtocol(Relay):
             self.out.append(data)
 
     def send_end(self, trailers: Fields) -> None:
-        """The request is complete."""
+        """The request is complete; `trailers` are those that may go on."""
         if self._chunked:
-            self.out.append(encode.last_chunk(forward_trailers(trailers)))
+            self.out.append(encode.last_chunk(trailers))
 
     def end(self) -> None:
         """The exchange is over and its response complete.

@@ -37,6 +37,7 @@ class H2Stream:
     number: int
     fields: Headers
     pieces: list[tuple[bytes, int]] = field(default_factory=list)
+    trailer_fields: Headers = field(default_factory=list)  # the request's
     ended: bool = False
     reset_code: int | None = None
     news: trio.Event = field(default_factory=trio.Event)
@@ -160,6 +161,8 @@ class H2Served:
             stream = self.streams[event.stream_id or 0]
             stream.pieces.append((event.data or b"", event.flow_controlled_length or 0))
             stream.tell()
+        elif isinstance(event, h2.events.TrailersReceived):
+            self.streams[event.stream_id or 0].trailer_fields = list(event.headers or [])
         elif isinstance(event, h2.events.StreamEnded):
             self.streams[event.stream_id or 0].ended = True
             self.streams[event.stream_id or 0].tell()

@@ -134,6 +134,51 @@ def test_interim_responses_and_trailers_pass(make_h2: Make) -> None:
         )
 
 
+@pytest.mark.parametrize("body", [b"", b"abc", bytes(300_000)], ids=["empty", "short", "long"])
+def test_9110_6_5_request_trailers_go_on(make_h2: Make, body: bytes) -> None:
+    gateway, origin = make_h2()
+    head = (
+        b"POST / HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n"
+        b"Connection: X-Hop\r\nTrailer: X-Sum\r\n\r\n"
+    )
+    chunks = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+    trailers = b"X-Sum: 1\r\nX-Hop: 2\r\nAuthorization: no\r\nx-sum: 3\r\n"
+    with gateway.client() as client:
+        for with_trailers in (True, False):
+            client.send(head + chunks + b"0\r\n" + trailers * with_trailers + b"\r\n")
+            assert client.response().status == 200
+    first, second = origin.streams
+    assert first.value(b"trailer") == b"X-Sum"
+    # Neither what Connection names nor what cannot be a trailer, and each line by itself.
+    assert first.trailer_fields == [(b"x-sum", b"1"), (b"x-sum", b"3")]
+    assert second.trailer_fields == []
+    assert first.ended
+    assert second.ended
+    nothing_is_held(gateway)
+
+
+@pytest.mark.parametrize(
+    ("version", "te"), [(b"1.1", b""), (b"1.1", b"TE: gzip, x-trailers\r\n"), (b"1.0", b"")]
+)
+def test_9110_6_5_1_trailers_nobody_asked_for_are_dropped(
+    make_h2: Make, version: bytes, te: bytes
+) -> None:
+    async def script(stream: H2Stream) -> None:
+        await stream.head(b"200")
+        await stream.data(b"abc")
+        await stream.trailers([(b"x-sum", b"1")])
+
+    gateway, origin = make_h2(script)
+    with gateway.client() as client:
+        client.send(
+            b"GET / HTTP/%b\r\nHost: api.test\r\n%bConnection: close\r\n\r\n" % (version, te)
+        )
+        whole = client.read_to_end()
+        assert whole.endswith(b"0\r\n\r\n" if version == b"1.1" else b"\r\n\r\nabc")
+        assert b"x-sum" not in whole
+    assert origin.streams[0].value(b"te") is None
+
+
 def test_a_client_that_expects_100_gets_it_from_the_upstream(make_h2: Make) -> None:
     async def script(stream: H2Stream) -> None:
         assert stream.value(b"expect") == b"100-continue"
