@@ -1,4 +1,4 @@
-"""The command line: run, check, schema, demo.
+"""The command line: run, check, schema, sim, demo.
 
 Exit status: 0 done, 1 the file has faults or the node cannot start, 2 wrong usage (click's own).
 """
@@ -12,6 +12,8 @@ import sys
 from importlib.metadata import version
 
 import click
+
+from gateway.plan import sim
 
 __all__ = ["main"]
 
@@ -35,6 +37,9 @@ def _load(path: str, overrides: tuple[str, ...]):  # type: ignore[no-untyped-def
 @click.version_option(version("egressd"), prog_name="egressd")
 def main() -> None:
     """An egress gateway whose nodes keep an external API's rate limit together, without a store."""
+
+
+main.add_command(sim)
 
 
 @main.command()

@@ -133,7 +133,10 @@ class Simulation:
         heapq.heappush(self._heap, (self.now_ns + delay_ns, self._count, action, args))
 
     def run_for(self, duration_ns: int) -> None:
-        until_ns = self.now_ns + duration_ns
+        self.run_until_ns(self.now_ns + duration_ns)
+
+    def run_until_ns(self, until_ns: int) -> None:
+        """Runs up to a moment, what is due at it included."""
         heap = self._heap
         while heap and heap[0][0] <= until_ns:
             self.now_ns, _, action, args = heapq.heappop(heap)
