@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.breaker.states import BreakerState, Cause, Change
 from gateway.clock import SECOND
+from gateway.limits.peaks import ROWS_MAX, LimitPeaks
 from gateway.limits.settled import unwrapped
 from gateway.proxy import pauses
 from peers.core.config import Config
@@ -89,6 +90,12 @@ class NoMesh:
     def share(self) -> tuple[int, int]:
         return 1, 0
 
+    def tick(self, now_ns: int) -> None:
+        """Limits of one node only need no watching."""
+
+    def peaks(self, limit: object) -> LimitPeaks | None:
+        return None
+
     def breaker_changed(self, upstream: Upstream, change: Change, now_ns: int) -> None:
         """Nobody else needs to know."""
 
@@ -119,6 +126,7 @@ class MeshAdapter:
         self._worker = worker
         self._log = log
         self._scopes: dict[str, bytes] = {}
+        self._peaks: dict[str, LimitPeaks] = {}
 
     # The registry's side.
 
@@ -141,6 +149,7 @@ class MeshAdapter:
     def forget(self, identity: str) -> None:
         """The conf no longer names this limit."""
         self.node.forget_limit(identity)
+        self._peaks.pop(identity, None)
 
     def share(self) -> tuple[int, int]:
         """(live members, this node's rank among them by name)."""
@@ -149,6 +158,21 @@ class MeshAdapter:
         if own not in names:
             return max(1, len(names) + 1), 0
         return len(names), names.index(own)
+
+    # The composition root's and the admin interface's side.
+
+    def tick(self, now_ns: int) -> None:
+        """A few times a second: watches how full the windows of the shared limits are."""
+        for limit in self.node.limits():
+            peaks = self._peaks.get(limit.identity)
+            if peaks is None:
+                peaks = self._peaks[limit.identity] = LimitPeaks()
+            rule = limit.effective
+            peaks.sample(limit.recent_rows(ROWS_MAX), rule.rate, float(rule.burst), now_ns)
+
+    def peaks(self, limit: object) -> LimitPeaks | None:
+        """The fullest windows of a mesh-wide limit; None before the first look at it."""
+        return self._peaks.get(limit.identity) if isinstance(limit, MeshLimit) else None
 
     # The data path's side.
 

@@ -322,9 +322,11 @@ class Server:
         )
 
     def _tick(self) -> None:
-        """What moves with time and has no event of its own: ramps, old breakers of credentials."""
+        """What moves with time and has no event of its own: ramps, old breakers of credentials, the
+        windows that the shared limits are watched in."""
         self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
         now_ns = monotonic_ns()
+        self.mesh.tick(now_ns)
         for upstream in self.worker.runtime.upstreams.values():
             if upstream.breakers.ramp.climbing:
                 pauses.climb(upstream, now_ns)

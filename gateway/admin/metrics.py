@@ -223,6 +223,35 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
             refused.add_metric((*values, "false"), limit["refused"])
             refused.add_metric((*values, "true"), limit["would_refuse"])
     yield from (taken, level, burst, rate, excess, differs, rows, evicted, refused)
+    yield from _windows(upstreams)
+
+
+def _windows(upstreams: dict[str, Any]) -> Iterator[Metric]:
+    """What the promise of the mesh-wide limits is held against."""
+    labels = ("upstream", "limit", "window")
+    tokens = GaugeMetricFamily(
+        "egressd_limit_window_tokens",
+        "Tokens that all nodes took in the present window, of the fullest row, as known here.",
+        labels=labels,
+    )
+    peak = GaugeMetricFamily(
+        "egressd_limit_window_peak_ratio",
+        "The fullest window as a share of rate * w + burst, since these figures are in force.",
+        labels=labels,
+    )
+    over = GaugeMetricFamily(
+        "egressd_limit_window_over_tokens",
+        "The most tokens over rate * w + burst in a window; 0 if none was over.",
+        labels=labels,
+    )
+    for upstream, figures in upstreams.items():
+        for limit in figures["limits"]:
+            for window, seen in limit["windows"].items():
+                values = (upstream, limit["name"], window)
+                tokens.add_metric(values, seen["tokens"])
+                peak.add_metric(values, seen["peak"])
+                over.add_metric(values, seen["over"])
+    yield from (tokens, peak, over)
 
 
 def _mesh(document: dict[str, Any]) -> Iterator[Metric]:
@@ -237,15 +266,34 @@ def _mesh(document: dict[str, Any]) -> Iterator[Metric]:
     heard = GaugeMetricFamily(
         "egressd_mesh_staleness_seconds", "Since a member was last heard.", labels=("member",)
     )
+    loss = GaugeMetricFamily(
+        "egressd_mesh_loss_ratio",
+        "Datagrams lost on the way to or from a live member, one way, over some 32 probes.",
+        labels=("member",),
+    )
+    to_member = {
+        unit: CounterMetricFamily(
+            f"egressd_mesh_member_{unit}",
+            f"Mesh {unit} by member and direction.",
+            labels=("member", "direction"),
+        )
+        for unit in ("datagrams", "bytes")
+    }
     for member in document["members"]:
         by_state[member["state"]] = by_state.get(member["state"], 0) + 1
+        if not member["self"]:
+            for unit, counter in to_member.items():
+                for direction in ("received", "sent"):
+                    counter.add_metric((member["name"], direction), member[f"{unit}_{direction}"])
+        if member["loss"] is not None and member["state"] in ("alive", "suspect"):
+            loss.add_metric((member["name"],), member["loss"])
         if member["rtt_ms"] is not None:
             rtt.add_metric((member["name"],), member["rtt_ms"] / 1000)
         if member["heard_ms"] is not None and not member["self"]:
             heard.add_metric((member["name"],), member["heard_ms"] / 1000)
     for state, count in by_state.items():
         members.add_metric((state,), count)
-    yield from (members, rtt, heard)
+    yield from (members, rtt, heard, loss, *to_member.values())
     for unit in ("datagrams", "bytes"):
         counter = CounterMetricFamily(
             f"egressd_mesh_{unit}", f"Mesh {unit} by direction.", labels=("direction",)

@@ -15,13 +15,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.clock import MS, SECOND, monotonic_ns
-from gateway.limits.settled import Settled
+from gateway.limits.peaks import WINDOWS
+from gateway.limits.settled import unwrapped
 
 if TYPE_CHECKING:
     from gateway.breaker.breaker import Breaker
     from gateway.breaker.table import BreakerTable
     from gateway.conf.schema import Conf
     from gateway.conf.schema_upstream import LimitConf
+    from gateway.limits.peaks import LimitPeaks
     from gateway.limits.policy import LimitSet
     from gateway.proxy.graph import Upstream, Worker
 
@@ -29,6 +31,12 @@ __all__ = ["Served", "egressd_version", "live_document", "node_document", "ready
 
 ROWS_READ_MAX = 1000  # at some 0.4 us a row
 CREDENTIALS_SHOWN_MAX = 100
+
+
+class Watched(Protocol):
+    """What is read of a `gateway.mesh` adapter."""
+
+    def peaks(self, limit: object) -> LimitPeaks | None: ...
 
 
 class Served(Protocol):
@@ -39,7 +47,7 @@ class Served(Protocol):
     @property
     def worker(self) -> Worker: ...
     @property
-    def mesh(self) -> object: ...
+    def mesh(self) -> Watched: ...
     @property
     def started_ns(self) -> int: ...
     @property
@@ -84,7 +92,7 @@ def node_document(served: Served) -> dict[str, Any]:
     stats: dict[str, Any] = node.stats(now_ns) if node is not None else {"members": []}
     upstreams = {}
     for name, upstream in worker.runtime.upstreams.items():
-        upstreams[name] = _upstream(upstream, conf.upstream[name].limit, now_ns)
+        upstreams[name] = _upstream(upstream, conf.upstream[name].limit, served.mesh, now_ns)
     return {
         "node": {
             "name": conf.node.name,
@@ -106,7 +114,9 @@ def node_document(served: Served) -> dict[str, Any]:
     }
 
 
-def _upstream(upstream: Upstream, limits: Iterable[LimitConf], now_ns: int) -> dict[str, Any]:
+def _upstream(
+    upstream: Upstream, limits: Iterable[LimitConf], mesh: Watched, now_ns: int
+) -> dict[str, Any]:
     counts = upstream.counts
     breakers: BreakerTable = upstream.breakers
     pool = upstream.pool
@@ -138,12 +148,16 @@ def _upstream(upstream: Upstream, limits: Iterable[LimitConf], now_ns: int) -> d
             for key, breaker in islice(breakers.credentials(), CREDENTIALS_SHOWN_MAX)
         ],
         "rate_factor": round(breakers.ramp.factor(now_ns), 4),
-        "limits": _limits(upstream.limit_set, list(limits), now_ns),
+        "limits": _limits(upstream.limit_set, list(limits), mesh, now_ns),
     }
 
 
 def _member(stats: dict[str, Any]) -> dict[str, Any]:
-    """One member, this node itself among them; null where nothing was measured or heard."""
+    """One member, this node itself among them; null where nothing was measured or heard.
+
+    `loss` is the share of datagrams lost one way, from the last 32 probes or so. What was received
+    counts from the member's start, what was sent from ours.
+    """
     host, port = stats["address"]
     staleness_ns = stats["staleness_ns"]
     return {
@@ -153,6 +167,11 @@ def _member(stats: dict[str, Any]) -> dict[str, Any]:
         "address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         "rtt_ms": round(stats["rtt_ns"] / MS, 3) if stats["rtt_ns"] else None,
         "heard_ms": round(staleness_ns / MS, 3) if staleness_ns is not None else None,
+        "loss": round(stats["loss"], 4) if stats["rtt_ns"] else None,
+        "datagrams_received": stats["received"],
+        "bytes_received": stats["received_bytes"],
+        "datagrams_sent": stats["sent"],
+        "bytes_sent": stats["sent_bytes"],
     }
 
 
@@ -175,12 +194,14 @@ def _breaker(breaker: Breaker, now_ns: int) -> dict[str, Any]:
     }
 
 
-def _limits(limit_set: LimitSet, confs: list[LimitConf], now_ns: int) -> list[dict[str, Any]]:
+def _limits(
+    limit_set: LimitSet, confs: list[LimitConf], mesh: Watched, now_ns: int
+) -> list[dict[str, Any]]:
     """The configured limits in the file's order; the connections' in-flight limit comes last."""
     documents = []
     for index, limit in enumerate(limit_set.limits):
         conf = confs[index] if index < len(confs) else None
-        document = {
+        document: dict[str, Any] = {
             "name": limit.name,
             "sync": conf.sync if conf is not None else "local",
             "algorithm": (
@@ -194,6 +215,7 @@ def _limits(limit_set: LimitSet, confs: list[LimitConf], now_ns: int) -> list[di
             "would_refuse": limit_set.would_refuse[index],
         }
         document.update(_rows(limit, now_ns))
+        document["windows"] = _windows(mesh.peaks(unwrapped(limit)))
         documents.append(document)
     return documents
 
@@ -205,8 +227,7 @@ def _rows(limit: Any, now_ns: int) -> dict[str, Any]:
     what they took. `level` is the fullest row's. `excess_bound` is how far all nodes together may
     go over rate * w + burst (0: not at all), `differs` that members were told different figures.
     """
-    if isinstance(limit, Settled):
-        limit = limit.inner
+    limit = unwrapped(limit)
     own = mesh = rows_read = 0
     level = 0.0
     rows = limit.rows() if hasattr(limit, "rows") else iter(limit)
@@ -235,6 +256,22 @@ def _rows(limit: Any, now_ns: int) -> dict[str, Any]:
         "differs": shared.get("differs", False),
         "excess_bound": round(shared.get("excess_bound", 0.0), 3),
         "rate_in_force": _rate_in_force(limit),
+    }
+
+
+def _windows(peaks: LimitPeaks | None) -> dict[str, dict[str, float]]:
+    """Of a mesh-wide limit, for windows of 1 s and 10 s, as known here since its figures came into
+    force: `tokens` that all nodes took in the present one (of the fullest row), `peak` of the
+    fullest ever as a share of rate * w + burst, and the most tokens `over` that."""
+    if peaks is None:
+        return {}
+    return {
+        name: {
+            "tokens": worst.tokens,
+            "peak": round(worst.ratio, 4),
+            "over": round(worst.over, 3),
+        }
+        for (name, _), worst in zip(WINDOWS, peaks.worst(), strict=True)
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from peers.core.chance import Chance
@@ -128,6 +129,10 @@ class MeshLimit:
     def rows(self) -> Iterable[MeshRow]:
         """All rows, the least recently used first."""
         return self._rows.values()
+
+    def recent_rows(self, count: int) -> list[MeshRow]:
+        """At most so many rows, the most recently used first."""
+        return list(islice(reversed(self._rows.values()), count))
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -41,7 +41,8 @@ class Update(NamedTuple):
 
 
 class Member:
-    """One member as known here. `rtt_ns` is its last measured round trip, 0 before the first."""
+    """One member as known here. `rtt_ns` is its last measured round trip, 0 before the first;
+    `unanswered` the share of direct probes that it did not answer in time, over some 32."""
 
     __slots__ = (
         "address",
@@ -53,6 +54,7 @@ class Member:
         "rtt_ns",
         "state",
         "suspicion",
+        "unanswered",
     )
 
     def __init__(self, update: Update, now_ns: int) -> None:
@@ -65,6 +67,7 @@ class Member:
         self.changed_ns = now_ns
         self.rtt_ns = 0
         self.suspicion: Suspicion | None = None
+        self.unanswered = 0.0
 
     @property
     def live(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -249,6 +250,9 @@ class Node:
             dry_run=dry_run,
         )
 
+    def limits(self) -> list[MeshLimit]:
+        return self._counters.limits()
+
     def forget_limit(self, identity: str) -> None:
         self._counters.forget_limit(identity)
 
@@ -408,6 +412,7 @@ class Node:
 
     def _member_stats(self, member: Member, now_ns: int) -> dict[str, Any]:
         session: Session | None = self._sessions.get(member.node)
+        sent, sent_bytes = self._outbox.sent.get(member.address, (0, 0))
         return {
             "name": member.name,
             "address": member.address,
@@ -419,6 +424,10 @@ class Node:
             "staleness_ns": now_ns - session.heard_ns if session is not None else None,
             "received": session.received if session is not None else 0,
             "received_bytes": session.received_bytes if session is not None else 0,
+            "sent": sent,
+            "sent_bytes": sent_bytes,
+            # A probe and its answer go both ways: 1 - (1 - loss)^2 of them miss.
+            "loss": 1.0 - math.sqrt(1.0 - member.unanswered),
         }
 
 

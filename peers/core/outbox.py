@@ -16,10 +16,13 @@ __all__ = ["Outbox"]
 
 # Answers to strangers in one turn; a flood of them gets no more datagrams from us than this.
 _STRANGERS_MAX = 64
+# Addresses whose share of what was sent is kept: those of 32 members, and some of former ones.
+_ADDRESSES_MAX = 64
 
 
 class Outbox:
-    """Frames by destination. `bytes_sent` and `datagrams_sent` count what `drain` gave out."""
+    """Frames by destination. `bytes_sent` and `datagrams_sent` count what `drain` gave out, `sent`
+    the same for the members' addresses."""
 
     def __init__(self) -> None:
         self._to_all: list[bytes] = []
@@ -27,6 +30,7 @@ class Outbox:
         self._strangers: dict[Address, bytes] = {}
         self.datagrams_sent = 0
         self.bytes_sent = 0
+        self.sent: dict[Address, tuple[int, int]] = {}  # datagrams, bytes
 
     def send(self, address: Address, frame: bytes) -> None:
         self._to_one.setdefault(address, []).append(frame)
@@ -48,11 +52,18 @@ class Outbox:
     ) -> list[tuple[bytes, Address]]:
         """Everything that waits, as sealed datagrams with their addresses."""
         datagrams: list[tuple[bytes, Address]] = []
-        for frames in _parcels(self._to_all):
-            data = seal(frames)
+        to_all = [seal(frames) for frames in _parcels(self._to_all)]
+        for data in to_all:
             datagrams.extend((data, address) for address in live)
+        if to_all:
+            size = sum(map(len, to_all))
+            for address in live:
+                self._count(address, len(to_all), size)
         for address, unicast in self._to_one.items():
-            datagrams.extend((seal(frames), address) for frames in _parcels(unicast))
+            to_one = [seal(frames) for frames in _parcels(unicast)]
+            datagrams.extend((data, address) for data in to_one)
+            if address in self.sent:
+                self._count(address, len(to_one), sum(map(len, to_one)))
         for address, frame in self._strangers.items():
             datagrams.append((seal((frame,)), address))
         self._to_all = []
@@ -61,6 +72,14 @@ class Outbox:
         self.datagrams_sent += len(datagrams)
         self.bytes_sent += sum(len(data) for data, _ in datagrams)
         return datagrams
+
+    def _count(self, address: Address, datagrams: int, size: int) -> None:
+        before = self.sent.get(address)
+        if before is None:
+            if len(self.sent) >= _ADDRESSES_MAX:
+                del self.sent[next(iter(self.sent))]
+            before = (0, 0)
+        self.sent[address] = (before[0] + datagrams, before[1] + size)
 
 
 def _parcels(frames: Sequence[bytes]) -> Iterable[list[bytes]]:

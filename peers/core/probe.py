@@ -21,6 +21,8 @@ __all__ = ["Prober"]
 # Asked of us at once on behalf of others: 31 members, each with one probe per interval under way
 # for at most three, so 93; a peer that asks for more is not served.
 _RELAYS_MAX = 128
+# Probes of one member that its loss is averaged over: 13 s of them among 3 members, 45 s among 8.
+_LOSS_OVER = 32
 
 
 class _Probe:
@@ -123,6 +125,8 @@ class Prober:
             member = self._members.get(sender)
             if member is not None:
                 member.rtt_ns = rtt_ns
+                if not probe.indirect:
+                    member.unanswered -= member.unanswered / _LOSS_OVER
 
     def nack_received(self, number: int) -> None:
         probe = self._probes.get(number)
@@ -157,6 +161,9 @@ class Prober:
             self._members.suspect(probe.target, now_ns)
         elif waited_ns >= timeout_ns and not probe.indirect:
             probe.indirect = True
+            member = self._members.get(probe.target)
+            if member is not None:
+                member.unanswered += (1.0 - member.unanswered) / _LOSS_OVER
             others = [m for m in self._members.live if m.node != probe.target]
             helpers = sample(self._chance, others, self._config.indirect_probes)
             probe.asked = len(helpers)

@@ -43,7 +43,8 @@ class MeshRow:
     """The state of one limit for one key. Satisfies `gateway.limits.verdict.Entry`.
 
     `waiting` belongs to the caller; `own` are this node's admissions in tokens, monotone;
-    `peers_sum` is what peers announce to want within a horizon; `queued` what waits here.
+    `heard` are those that peers told of, also monotone; `peers_sum` is what peers announce to want
+    within a horizon; `queued` what waits here.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class MeshRow:
         "_x_until_ns",
         "active",
         "gen",
+        "heard",
         "key",
         "key64",
         "limit",
@@ -83,6 +85,7 @@ class MeshRow:
         self.gen = gen
         self.waiting: Any = None
         self.own = 0
+        self.heard = 0
         self.peers: dict[bytes, PeerShare] = {}
         self.peers_sum = 0.0
         self.queued = 0
@@ -317,6 +320,7 @@ class MeshRow:
                 part = -expm1(-elapsed_ns / _PEER_RATE_TAU_NS)
                 peer.rate += (grown / elapsed_ns - peer.rate) * part
             gain = min(0.5, elapsed_ns * limit.gain_per_ns)
+        self.heard += max(0, grown)
         peer.seq = seq
         peer.count = total
         peer.heard_ns = now_ns

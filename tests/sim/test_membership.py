@@ -226,3 +226,25 @@ def test_a_node_sleeps_between_its_timers() -> None:
     ticks = 0
     bench.run_for(20 * SECOND)  # suspicion, death and greetings must not spin either
     assert ticks / 20 <= 30
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_loss_and_traffic_are_known_by_member(loss: float, watched: Watch) -> None:
+    """From unanswered probes: sequence numbers show nothing, since unicasts use them up too."""
+    bench = watched(Simulation(4, 3, Network(loss=loss)))
+    bench.start()
+    bench.run_until(bench.meshed, 60 * SECOND)
+    bench.run_for(120 * SECOND)
+    stats = bench.nodes[0].up.stats(bench.now_ns)
+    found = [member["loss"] for member in stats["members"] if not member["self"]]
+    if loss:
+        assert 0.1 <= sum(found) / 3 <= 0.3
+    else:
+        assert found == [0.0] * 3
+    for member in stats["members"][1:]:
+        sent, received = member["sent"], member["received"]
+        assert received == pytest.approx(sent * (1 - loss), rel=0.25)
+        assert member["sent_bytes"] >= 40 * sent
+    others = sum(member["sent"] for member in stats["members"][1:])
+    # The rest went to addresses that were no members yet.
+    assert 0.95 * stats["datagrams_sent"] <= others <= stats["datagrams_sent"]

@@ -19,6 +19,7 @@ from gateway.limits.window import Window
 from gateway.mesh import NoMesh
 from gateway.proxy.graph import Upstream, UpstreamCounts
 from gateway.waiting.fair_queue import Budget
+from peers.simnet import Simulation
 
 CONF = """
 [node]
@@ -88,3 +89,13 @@ def make_served(tmp_path: Path) -> Callable[..., Any]:
         )
 
     return make
+
+
+@pytest.fixture
+def bench() -> Simulation:
+    """Two nodes, "node-0" and "node-1", that have met and probed each other for some seconds."""
+    bench = Simulation(2, 1)
+    bench.start()
+    bench.run_until(bench.meshed, 30 * SECOND)
+    bench.run_for(5 * SECOND)
+    return bench

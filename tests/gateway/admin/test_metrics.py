@@ -7,6 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.admin.metrics import NodeMetrics
 from gateway.clock import SECOND, monotonic_ns
+from gateway.mesh import MeshAdapter
+from peers.simnet import Simulation
 
 MakeServed = Callable[..., Any]
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -107,3 +109,35 @@ def test_two_workers_do_not_share_a_registry(make_served: MakeServed) -> None:
     first, second = NodeMetrics(make_served()), NodeMetrics(make_served())
     assert b"egressd_requests_total" in first.text()
     assert b"egressd_requests_total" in second.text()
+
+
+def test_the_mesh_is_measured_by_limit_and_member(
+    make_served: MakeServed, bench: Simulation
+) -> None:
+    node = bench.nodes[0].up
+    now_ns = bench.now_ns
+    served = make_served()
+    served.mesh = MeshAdapter(node, served.worker, lambda event, **facts: None)
+    limit_set = served.worker.runtime.upstreams["api"].limit_set
+    shared = node.limit("x", name="account", rate_count=100, rate_period_ns=SECOND, burst=20)
+    limit_set.limits = (shared, *limit_set.limits[1:])
+    row = shared.entry(b"", now_ns)
+    served.mesh.tick(now_ns)
+    row.own, row.heard = 10, 60
+    served.mesh.tick(now_ns + SECOND // 4)
+    samples = scrape(served)
+    for window in ("1s", "10s"):
+        labels = {"upstream": "api", "limit": "account", "window": window}
+        assert value(samples, "egressd_limit_window_tokens", **labels) == 70
+        assert value(samples, "egressd_limit_window_over_tokens", **labels) == 70 - 45
+        assert value(samples, "egressd_limit_window_peak_ratio", **labels) == round(70 / 45, 4)
+    assert value(samples, "egressd_mesh_loss_ratio", member="node-1") == 0.0
+    assert value(samples, "egressd_mesh_rtt_seconds", member="node-1") > 0.0
+    for direction in ("received", "sent"):
+        labels = {"member": "node-1", "direction": direction}
+        datagrams = value(samples, "egressd_mesh_member_datagrams_total", **labels)
+        assert datagrams >= 5
+        octets = value(samples, "egressd_mesh_member_bytes_total", **labels)
+        assert 40 * datagrams <= octets <= 1200 * datagrams
+    # This node itself is no member that it sends to.
+    assert not [key for key in samples if ("member", "node-0") in key[1]]

@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,13 +134,17 @@ def test_the_mesh_is_shown(make_served: MakeServed) -> None:
     address = ("127.0.0.1", 7946)
     config = Config(name="gw-7", cluster="demo", bind=address, advertise=address)
     node = Node(config, random.Random(1), now_ns, 1)
-    served.mesh = SimpleNamespace(node=node)
+    served.mesh = MeshAdapter(node, served.worker, lambda event, **facts: None)
     limit_set = served.worker.runtime.upstreams["api"].limit_set
     shared = node.limit(
         "api\0account\0\0smooth", name="account", rate_count=45, rate_period_ns=SECOND, burst=5
     )
     limit_set.limits = (shared, *limit_set.limits[1:])
-    shared.entry(b"", now_ns).take(1, now_ns)
+    row = shared.entry(b"", now_ns)
+    served.mesh.tick(now_ns)
+    row.take(1, now_ns)
+    row.heard += 3
+    served.mesh.tick(now_ns + SECOND // 4)
     document = json.loads(json.dumps(node_document(served)))
     (me,) = document["members"]
     assert (me["name"], me["self"], me["state"]) == ("gw-7", True, "alive")
@@ -150,7 +153,11 @@ def test_the_mesh_is_shown(make_served: MakeServed) -> None:
     account = document["upstreams"]["api"]["limits"][0]
     assert (account["admitted_own"], account["admitted_mesh"]) == (1, 1)
     assert account["rate_in_force"] == 45.0
-    assert MeshAdapter.alone is False  # the real one has `node` too
+    seen = {"tokens": 4, "peak": round(4 / (45 * 0.25 + 5), 4), "over": 0.0}
+    assert account["windows"] == {"1s": seen, "10s": seen}
+    assert document["upstreams"]["api"]["limits"][1]["windows"] == {}
+    served.mesh.forget("api\0account\0\0smooth")
+    assert served.mesh.peaks(shared) is None
 
 
 @pytest.mark.parametrize(
