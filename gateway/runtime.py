@@ -231,6 +231,7 @@ class Assembly:
         upstream.wait = Wait(conf.wait.max, fair_by, conf.wait.prefer)
         upstream.failure = FailureRule(conf.breaker.failure)
         upstream.profile = _profile(conf)
+        upstream.body_statuses = upstream.profile.provider.body_statuses
         upstream.rules = _field_rules(conf.headers)
         timeout = conf.timeout
         upstream.timeouts = Timeouts(

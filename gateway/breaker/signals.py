@@ -25,8 +25,8 @@ from gateway.breaker.waits import (
     told_by_success,
 )
 
-__all__ = ["BODY_BYTES_MAX", "PASS", "Advertised", "Decision", "Profile", "Signal", "needs_body"]
-__all__ += ["profile", "read_signal"]
+__all__ = ["BODY_BYTES_MAX", "PASS", "Advertised", "Decision", "Profile", "Signal", "profile"]
+__all__ += ["read_signal"]
 
 _THROTTLES = frozenset((420, 429, 430, 477))
 _OVERLOADS = frozenset((529,))
@@ -83,11 +83,6 @@ class Signal(NamedTuple):
 PASS = Signal(Decision.PASS)
 
 
-def needs_body(status: int, of: Profile) -> bool:
-    """Whether `read_signal` wants the beginning of the body, at most BODY_BYTES_MAX of it."""
-    return status in of.provider.body_statuses
-
-
 def read_signal(
     status: int,
     fields: list[tuple[bytes, bytes]],
@@ -95,7 +90,10 @@ def read_signal(
     now_wall_ns: int,
     body: bytes | None = None,
 ) -> Signal:
-    """The meaning of a response. `body` is its beginning, as it came, where `needs_body`."""
+    """The meaning of a response.
+
+    `body` is its beginning, as it came, where the status is one of the provider's `body_statuses`.
+    """
     if status < 200 or 300 <= status < 400:
         return PASS  # on a redirect Retry-After is about the redirect (RFC 9110 section 10.2.3)
     if body is None and status not in _ALWAYS and status not in of.throttle_statuses:

@@ -240,8 +240,17 @@ def granted(exchange: Admittee, now_ns: int) -> None:
     exchange.sent_epochs = breakers.epochs(credential)
 
 
-def answered(exchange: Admittee, head: ResponseHead, head_time_ns: int, now_ns: int) -> Signal:
-    """A response head came: is it a throttle, a failure, or did the upstream do its work?"""
+def answered(
+    exchange: Admittee,
+    head: ResponseHead,
+    head_time_ns: int,
+    now_ns: int,
+    body: bytes | None = None,
+) -> Signal:
+    """A response head came: is it a throttle, a failure, or did the upstream do its work?
+
+    `body` is the beginning of the response's body where it was waited for (`held`).
+    """
     upstream = exchange.upstream
     counts = upstream.counts
     status = head.status
@@ -255,8 +264,8 @@ def answered(exchange: Admittee, head: ResponseHead, head_time_ns: int, now_ns: 
     breakers = upstream.breakers
     changes: Sequence[Change]
     signal = PASS
-    if status >= 400 or upstream.profile.preempt:
-        signal = read_signal(status, head.fields, upstream.profile, worker.wall_ns())
+    if status >= 400 or body is not None or upstream.profile.preempt:
+        signal = read_signal(status, head.fields, upstream.profile, worker.wall_ns(), body)
         if signal.pauses:
             counts.throttled += 1
             changes = breakers.throttled(

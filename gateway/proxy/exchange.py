@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.breaker.signals import Decision
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
 from gateway.h1 import encode
@@ -31,6 +32,7 @@ from gateway.proxy.tunnel import TunnelEnd
 from gateway.routes import strip_path
 
 if TYPE_CHECKING:
+    from gateway.breaker.signals import Signal
     from gateway.proxy.downstream import DownstreamProtocol
     from gateway.proxy.graph import RetryRule, Upstream, Worker
     from gateway.proxy.upstream import UpstreamProtocol
@@ -321,10 +323,17 @@ class Exchange(Respondent):
 
     # Once more.
 
-    def goes_again(self, status: int, may_retry: bool | None, now_ns: int) -> bool:
-        """Whether this response is dropped and the request sent again, now or after a wait."""
+    def goes_again(self, status: int, signal: Signal, now_ns: int) -> bool:
+        """Whether this response is dropped and the request sent again, now or after a wait.
+
+        A throttle is a 429 whatever status it came with (GitHub's 403, Shopify's 200).
+        """
         retry = self.upstream.retry
-        if status not in retry.on.statuses or may_retry is False or not self._may_repeat(retry):
+        listed = retry.on.statuses
+        if signal.may_retry is False or not listed:
+            return False
+        throttled = signal.decision is Decision.THROTTLE and 429 in listed
+        if not (throttled or status in listed) or not self._may_repeat(retry):
             return False
         return self._again(now_ns)
 
@@ -377,6 +386,9 @@ class Exchange(Respondent):
                 self.wants_fresh = True
                 self.upstream.pool.take(self)
                 return
+        held = self._held
+        if held is not None and not self._judge_slow(held):
+            return
         now_ns = self.worker.now_ns()
         admission.failed(self, error, now_ns)
         if self.response_started:
@@ -390,6 +402,12 @@ class Exchange(Respondent):
 
     def upstream_silent(self, now_ns: int) -> None:
         """The upstream's deadline passed: no head, or no more of the body."""
+        held = self._held
+        if held is not None:
+            self.worker.count("signal_bodies_slow")
+            self._judge_slow(held)
+            self.downstream.flush()
+            return
         self.upstream_failed(GatewayError(ErrorKind.RESPONSE_TIMEOUT, phase=self.stage.value))
 
     def client_silent(self, now_ns: int) -> None:
@@ -470,6 +488,9 @@ class Exchange(Respondent):
     def _release(self) -> None:
         """Lets go of the waitroom's, the pool's and the connection's part in this exchange."""
         self.worker.waitroom.leave(self)
+        held = self._held
+        if held is not None:
+            self._heed_slow(held, self.worker.now_ns())
         if self.stage is Stage.DIAL:
             upstream = self.upstream
             (upstream.tunnels if self.is_connect else upstream.pool).leave(self)

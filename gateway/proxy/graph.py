@@ -172,6 +172,7 @@ class Upstream:
     """An external API, compiled. `host_header` is None where Host is sent on as received."""
 
     __slots__ = (
+        "body_statuses",
         "breakers",
         "counts",
         "failure",
@@ -207,6 +208,7 @@ class Upstream:
     breakers: BreakerTable
     failure: FailureRule
     profile: Profile
+    body_statuses: frozenset[int]  # responses that are judged by their bodies too
     rules: FieldRules | None
     timeouts: Timeouts
     settled: tuple[int, ...]  # the limits whose costs responses tell

@@ -14,10 +14,12 @@ from gateway.h1.forward import forward_response, forward_trailers, upgrade_field
 from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
 from gateway.proxy import admission
 from gateway.proxy.flow import PAUSE_PEER
+from gateway.proxy.held import BODY_WAIT_NS, HeldResponse, unreadable
 from gateway.proxy.stage import Stage
 from gateway.proxy.tunnel import Tunnel
 
 if TYPE_CHECKING:
+    from gateway.breaker.signals import Signal
     from gateway.proxy.downstream import DownstreamProtocol
     from gateway.proxy.graph import Worker
     from gateway.proxy.relay import Relay
@@ -31,6 +33,7 @@ class Respondent(admission.Admittee):
 
     __slots__ = (
         "_framing_out",
+        "_held",
         "_keep",
         "_named",
         "bytes_in",
@@ -56,6 +59,7 @@ class Respondent(admission.Admittee):
         self.response_started = False
         self.switching = False
         self._keep = False
+        self._held: HeldResponse | None = None
         self._framing_out = Framing.NONE
         self._named: frozenset[bytes] = frozenset()  # by the response's Connection
         self.bytes_in = 0
@@ -71,25 +75,31 @@ class Respondent(admission.Admittee):
     def over(self, termination: Termination, error: GatewayError | None = None) -> None:
         raise NotImplementedError
 
-    def goes_again(self, status: int, may_retry: bool | None, now_ns: int) -> bool:
+    def goes_again(self, status: int, signal: Signal, now_ns: int) -> bool:
         raise NotImplementedError
 
     # The connection's side.
 
     def response_head(self, head: ResponseHead) -> None:
         """A response head came: interim ones pass, the final one decides the rest."""
-        downstream = self.downstream
-        worker = self.worker
         status = head.status
         if status < 200:
             self._interim_slow(head)
             return
-        now_ns = self.response_ns = worker.now_ns()
-        signal = admission.answered(self, head, now_ns - self.connected_ns, now_ns)
-        if status >= 400 and self.goes_again(status, signal.may_retry, now_ns):
+        now_ns = self.response_ns = self.worker.now_ns()
+        if status in self.upstream.body_statuses and self._hold_response_slow(head, now_ns):
             return
+        signal = admission.answered(self, head, now_ns - self.connected_ns, now_ns)
+        if status >= 400 and self.goes_again(status, signal, now_ns):
+            return
+        self._pass_on(head, now_ns)
+
+    def _pass_on(self, head: ResponseHead, now_ns: int) -> None:
+        """Nothing keeps the response back: its head goes to the client."""
+        downstream = self.downstream
+        worker = self.worker
         self.stage = Stage.ANSWER
-        self.status = status
+        self.status = status = head.status
         framing = head.framing
         if framing is Framing.CHUNKED or framing is Framing.CLOSE:
             framing = Framing.CHUNKED if self.head.minor else Framing.CLOSE
@@ -110,6 +120,12 @@ class Respondent(admission.Admittee):
 
     def response_body(self, data: bytes) -> None:
         """A piece of the response's body came from the upstream."""
+        held = self._held
+        if held is not None:
+            if held.add(data):
+                self.worker.count("signal_bodies_long")
+                self._judge_slow(held)
+            return
         self.bytes_out += len(data)
         out = self.downstream.out
         if self._framing_out is Framing.CHUNKED:
@@ -124,6 +140,9 @@ class Respondent(admission.Admittee):
         """The response is complete."""
         if self.switching:
             return  # a 101 has no body, and its exchange goes on as a tunnel
+        held = self._held
+        if held is not None and not self._judge_slow(held):
+            return
         if self._framing_out is Framing.CHUNKED:
             if trailers:
                 wanted = self.head.te_trailers
@@ -149,6 +168,36 @@ class Respondent(admission.Admittee):
         downstream.exchange = None
         tunnel = Tunnel(downstream, connection, self.upstream.timeouts.tunnel_ns, self._tunnel_over)
         tunnel.begin(downstream.take_rest(), early_out)
+
+    # A response that is judged by its body.
+
+    def _hold_response_slow(self, head: ResponseHead, now_ns: int) -> bool:
+        """Keeps the response back until its body says what it means; False: no use in it."""
+        connection = self.connection
+        why = unreadable(head)
+        if why is None and connection is not None and self.request_done:
+            self._held = HeldResponse(head, now_ns - self.connected_ns)
+            connection.deadline_ns = now_ns + BODY_WAIT_NS
+            return True
+        if why:
+            self.worker.count(why)
+        return False
+
+    def _judge_slow(self, held: HeldResponse) -> bool:
+        """Decides about the response that was kept back, and lets it go; False: it goes again."""
+        now_ns = self.worker.now_ns()
+        signal = self._heed_slow(held, now_ns)
+        if self.goes_again(held.head.status, signal, now_ns):
+            return False
+        self._pass_on(held.head, now_ns)
+        for data in held.pieces:
+            self.response_body(data)
+        return True
+
+    def _heed_slow(self, held: HeldResponse, now_ns: int) -> Signal:
+        """What the kept response says counts, whether or not anybody will read it."""
+        self._held = None
+        return admission.answered(self, held.head, held.head_time_ns, now_ns, held.beginning())
 
     # The client's side.
 

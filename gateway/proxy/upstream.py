@@ -127,7 +127,7 @@ class UpstreamProtocol(Relay):
     def message_complete(self, trailers: Fields) -> None:
         if self.exchange is not None:
             self.exchange.response_end(trailers)
-        elif self._discarding:
+        if self._discarding:  # perhaps only now: a response can be judged by its whole body
             self._discarding = False
             self.deadline_ns = 0
             self._done = True

@@ -19,7 +19,6 @@ from gateway.breaker.signals import (
     Decision,
     Profile,
     Signal,
-    needs_body,
     profile,
     read_signal,
 )
@@ -181,10 +180,10 @@ def test_unknown_words_are_refused(wrong: dict[str, str]) -> None:
 
 
 def test_when_the_body_is_wanted() -> None:
-    assert needs_body(429, profile("discord"))
-    assert not needs_body(200, profile("discord"))
-    assert needs_body(200, profile("shopify"))
-    assert not needs_body(429, profile("generic"))
+    assert 429 in PROVIDERS["discord"].body_statuses
+    assert 200 not in PROVIDERS["discord"].body_statuses
+    assert 200 in PROVIDERS["shopify"].body_statuses
+    assert 429 not in PROVIDERS["generic"].body_statuses
 
 
 def test_a_plain_success_is_the_one_constant() -> None:

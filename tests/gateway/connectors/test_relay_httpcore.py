@@ -393,3 +393,19 @@ def test_a_client_that_leaves_before_its_stream_began(make_h2: Make) -> None:
     nothing_is_held(gateway)
     with gateway.client() as client:
         assert client.get().status == 200
+
+
+def test_a_throttle_in_the_body_is_absorbed(make_h2: Make) -> None:
+    """What the body says is waited for here too; the stream of the first answer has ended."""
+    body = b'{"message": "You are being rate limited.", "retry_after": 0.2, "global": false}'
+
+    async def script(stream: H2Stream) -> None:
+        first = len(stream.connection.origin.streams) == 1
+        await (h2_answer(b"429", body) if first else h2_answer())(stream)
+
+    gateway, origin = make_h2(script, 'provider = "discord"\nretry = { on = [429] }')
+    with gateway.client() as client:
+        response = client.get()
+        assert (response.status, response.body) == (200, b"hello")
+    assert len(origin.streams) == 2
+    nothing_is_held(gateway)
