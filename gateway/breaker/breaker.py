@@ -46,7 +46,8 @@ class Breaker:
 
     `epoch` goes up by one at each close and each re-opening. `trial_at_ns` is when this node may
     send the trial: the end of the pause, unless the mesh sets another turn. `waiting` belongs to
-    the caller (its queue of requests that this breaker holds up, or None).
+    the caller (its queue of requests that this breaker holds up, or None). `forced` is the
+    operator's word on this node: OPEN or CLOSED whatever the machine says, which goes on beneath.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Breaker:
         "closed_epoch",
         "closed_ns",
         "epoch",
+        "forced",
         "meter",
         "opened_ns",
         "policy",
@@ -81,6 +83,7 @@ class Breaker:
         self.opened_ns = 0  # when the last episode began here, and
         self.closed_ns = 0  # when one last ended; 0: never
         self.waiting: Any = None
+        self.forced: BreakerState | None = None
         self.meter = Meter(policy.window_ns, now_ns)
         self._failed_trials = 0
         self._lease_ns = 0  # until when no other trial may go
@@ -94,6 +97,9 @@ class Breaker:
 
     def ask(self, now_ns: int) -> int:
         """GO, TRIAL (go after `begin_trial`), or the nanoseconds until asking again can help."""
+        if self.forced is not None:
+            # Nobody knows when it ends: the pause where no time is told.
+            return GO if self.forced is _C else self.policy.open_ns
         if self.state is _C:
             return GO
         at_ns = self.trial_at_ns if self.state is _O else self._lease_ns
@@ -212,6 +218,14 @@ class Breaker:
             self.until_ns = self.trial_at_ns = until_ns
         else:
             self._close(now_ns)
+        return self._change()
+
+    def resume(self, now_ns: int) -> Change | None:
+        """The operator ends the pause; returns what to broadcast, None where there was none."""
+        if self._enter(Input.RESUME) is not Action.CLOSE:
+            return None
+        self.epoch += 1
+        self._close(now_ns)
         return self._change()
 
     def _enter(self, happened: Input) -> Action:

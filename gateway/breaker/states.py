@@ -47,6 +47,7 @@ class Input(enum.Enum):
     TRIAL_ABANDONED = "trial-abandoned"
     PEER_OPEN = "peer-open"  # a peer's state that wins over ours
     PEER_CLOSED = "peer-closed"
+    RESUME = "resume"  # the operator ends the pause
 
 
 class Action(enum.Enum):
@@ -75,6 +76,7 @@ TRANSITIONS: dict[tuple[BreakerState, Input], tuple[BreakerState, Action]] = {
     (_C, Input.TRIAL_ABANDONED): (_C, Action.NONE),
     (_C, Input.PEER_OPEN): (_O, Action.ADOPT),
     (_C, Input.PEER_CLOSED): (_C, Action.ADOPT),
+    (_C, Input.RESUME): (_C, Action.NONE),
     (_O, Input.THROTTLE): (_O, Action.EXTEND),
     (_O, Input.TRIP): (_O, Action.NONE),
     (_O, Input.TRIAL): (_H, Action.LEASE),
@@ -86,6 +88,7 @@ TRANSITIONS: dict[tuple[BreakerState, Input], tuple[BreakerState, Action]] = {
     (_O, Input.TRIAL_ABANDONED): (_O, Action.NONE),
     (_O, Input.PEER_OPEN): (_O, Action.ADOPT),
     (_O, Input.PEER_CLOSED): (_C, Action.ADOPT),
+    (_O, Input.RESUME): (_C, Action.CLOSE),
     (_H, Input.THROTTLE): (_O, Action.EXTEND),
     (_H, Input.TRIP): (_H, Action.NONE),
     (_H, Input.TRIAL): (_H, Action.LEASE),
@@ -96,6 +99,7 @@ TRANSITIONS: dict[tuple[BreakerState, Input], tuple[BreakerState, Action]] = {
     (_H, Input.TRIAL_ABANDONED): (_O, Action.RETURN),
     (_H, Input.PEER_OPEN): (_O, Action.ADOPT),
     (_H, Input.PEER_CLOSED): (_C, Action.ADOPT),
+    (_H, Input.RESUME): (_C, Action.CLOSE),
 }
 
 

@@ -38,7 +38,7 @@ def _nobody_else() -> float:
 class BreakerTable:
     """All the breakers of one upstream: its `own` one and those of credentials.
 
-    `active` counts those that are not closed.
+    `active` counts those that are not closed, or forced open.
 
     The methods that end a request return what the mesh is to hear. `trials` is what
     `begin_trials` returned for that request, `epochs` the stamp that it got when it was sent.
@@ -212,6 +212,31 @@ class BreakerTable:
             change = breaker.end_trial(trial_epoch, Outcome.THROTTLE, now_ns, pause_ns, chance)
         return (self._noted(breaker, change, now_ns),) if change else _NOTHING
 
+    # From the operator.
+
+    def force(self, scope: bytes, state: BreakerState | None, now_ns: int) -> Breaker:
+        """Holds the breaker of a credential (b"": the upstream's) OPEN or CLOSED on this node.
+
+        None lets the machine decide again. Returns the breaker, so that its queue can be looked at.
+        """
+        breaker = self._made(scope, self._epoch_floor, now_ns) if scope else self.own
+        breaker.forced = state
+        if state is BreakerState.OPEN and breaker.state is BreakerState.CLOSED:
+            breaker.cause = Cause.FAILURE  # refused with 503: it is no throttle's 429
+        self._book(breaker)
+        return breaker
+
+    def pause(self, pause_ns: int, now_ns: int) -> Sequence[Change]:
+        """Pauses the upstream as its own throttle would, without its rate being in question."""
+        epochs = (self.own.epoch, 0)
+        return self.throttled(None, epochs, pause_ns, now_ns, 0.0, learn=False)
+
+    def resume(self, scope: bytes, now_ns: int) -> Sequence[Change]:
+        """Ends the pause of a credential (b"": of the upstream) before its time."""
+        breaker = self.get(scope)
+        change = breaker.resume(now_ns) if breaker is not None else None
+        return (self._noted(breaker, change, now_ns),) if breaker and change else _NOTHING
+
     # From the mesh and the clock.
 
     def merge(self, change: Change, now_ns: int) -> Change | None:
@@ -254,17 +279,21 @@ class BreakerTable:
 
     def _noted(self, breaker: Breaker, change: Change, now_ns: int) -> Change:
         """Keeps the table's books after a change, and adds the learned rate to it."""
-        if change.state is BreakerState.CLOSED:
-            if breaker in self._open:
-                self.ramp.closed(now_ns)
-            self._open.discard(breaker)
-        else:
-            self._open.add(breaker)
-        self.active = len(self._open)
+        if change.state is BreakerState.CLOSED and breaker in self._open:
+            self.ramp.closed(now_ns)
+        self._book(breaker)
         self._plain_epochs = (self.own.epoch, self._epoch_floor)
         if change.cause is Cause.FAILURE:
             return change
         return change._replace(reff_per_s=self.ramp.learned_per_s)
+
+    def _book(self, breaker: Breaker) -> None:
+        """Notes whether `ask` has to look at this breaker."""
+        if breaker.state is BreakerState.CLOSED and breaker.forced is not BreakerState.OPEN:
+            self._open.discard(breaker)
+        else:
+            self._open.add(breaker)
+        self.active = len(self._open)
 
     def _made(self, credential: bytes, epoch: int, now_ns: int) -> Breaker:
         breaker = self._by_credential.get(credential)
@@ -279,19 +308,20 @@ class BreakerTable:
     def _make_room(self) -> None:
         """Drops one of the oldest: a closed one, or else the one whose pause ends first.
 
-        A breaker with requests waiting at it is never dropped; the table is then too large by at
-        most as many as wait.
+        A breaker with requests waiting at it, or forced, is never dropped; the table is then too
+        large by at most as many as wait, and as the operator has named.
         """
         oldest = [
             breaker
             for breaker, _ in zip(self._by_credential.values(), range(_LOOKS_MAX), strict=False)
-            if breaker.waiting is None
+            if breaker.waiting is None and breaker.forced is None
         ]
         if oldest:
             self._drop(min(oldest, key=lambda breaker: breaker.until_ns))
 
     def _idle(self, breaker: Breaker) -> bool:
-        return breaker.state is BreakerState.CLOSED and breaker.waiting is None
+        closed = breaker.state is BreakerState.CLOSED and breaker.forced is None
+        return closed and breaker.waiting is None
 
     def _drop(self, breaker: Breaker) -> None:
         del self._by_credential[breaker.scope]

@@ -82,6 +82,10 @@ class GcraRow:
         """Takes away what is left of the burst (a pause of this row's key has just ended)."""
         self.mark = max(self.mark, self.limit.clock(now_ns) + self.limit.burst)
 
+    def clear(self, now_ns: int) -> None:
+        """The operator forgives: the level is 0, or what the end of a pause left of it."""
+        self.mark = self.limit.clock(now_ns)
+
     def learn(self, remaining: int, now_ns: int) -> bool:
         """Takes over what the upstream says is left, if it is less than ours; says whether."""
         limit = self.limit
@@ -170,6 +174,11 @@ class Gcra(StickTable[GcraRow]):
         Called at the end of a pause: what was held back meanwhile must not come as one burst.
         """
         self.floor = max(self.floor, self.clock(now_ns) + self.burst)
+
+    def forgive(self) -> None:
+        """The whole table is cleared: nothing that happened before binds a row made from now on."""
+        super().forgive()
+        self.floor = 0.0
 
     def clock(self, now_ns: int) -> float:
         """The token clock: all the tokens that a row could have drained by now."""

@@ -73,6 +73,11 @@ class SettledRow:
         inner: Any = self.inner
         inner.fill(now_ns)  # a row of a rate has it; windows and slots are never asked
 
+    def clear(self, now_ns: int) -> None:
+        """The operator forgives the wrapped row; credit and mean cost are the client's own."""
+        inner: Any = self.inner
+        inner.clear(now_ns)
+
     def settle(self, reserved: int, told: int, now_ns: int) -> None:
         """The response told its true cost: the difference to `reserved` is debt or credit.
 

@@ -62,6 +62,10 @@ class WindowRow:
     def give_back(self, cost: int, now_ns: int) -> None:
         """Nothing: tokens of a quota are never given back."""
 
+    def clear(self, now_ns: int) -> None:
+        """The operator forgives: nothing was used, debt neither, and the window goes on."""
+        self.used = 0
+
     def learn(self, remaining: int, now_ns: int) -> bool:
         """Takes over what the upstream says is left, if it is less than ours; says whether."""
         used, end_ns = self.used, self.end_ns

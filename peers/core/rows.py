@@ -206,6 +206,12 @@ class MeshRow:
         self._drain(now_ns)
         self._level = max(self._level, self.limit.effective_burst)
 
+    def clear(self, now_ns: int) -> None:
+        """The operator forgives: the bucket is empty on this member. What peers still hold comes
+        back within seconds, as their level is compared with ours, unless they clear theirs."""
+        self._drain(now_ns)
+        self._level = 0.0
+
     # -- the mesh's side
 
     def tick(self, now_ns: int) -> int:

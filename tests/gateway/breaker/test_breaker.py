@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,8 @@ def test_only_these_inputs_let_requests_through_again() -> None:
         (HALF_OPEN, Input.TRIAL_OK),
         (HALF_OPEN, Input.PEER_CLOSED),
         (OPEN, Input.PEER_CLOSED),
+        (HALF_OPEN, Input.RESUME),
+        (OPEN, Input.RESUME),
     }
 
 
@@ -72,6 +75,8 @@ def test_an_epoch_ends_exactly_at_a_close_and_a_reopening() -> None:
         (HALF_OPEN, Input.TRIAL_OK),
         (HALF_OPEN, Input.TRIAL_FAILED),
         (HALF_OPEN, Input.TRIAL_THROTTLED),
+        (HALF_OPEN, Input.RESUME),
+        (OPEN, Input.RESUME),
     }
 
 
@@ -314,7 +319,7 @@ EVENTS = st.lists(
         st.sampled_from(
             [
                 *("throttled", "failed", "succeeded", "trial", "claimed"),
-                *("ok", "bad", "told", "gone", "peer"),
+                *("ok", "bad", "told", "gone", "peer", "resume"),
             ]
         ),
         st.integers(0, 3),
@@ -347,6 +352,8 @@ def test_whatever_happens_the_epoch_only_grows_and_the_wait_is_bounded(
             breaker.claimed(epoch, now_ns + (pause_ns or 0))
         elif name == "gone":
             breaker.abandon_trial(epoch, now_ns)
+        elif name == "resume":
+            breaker.resume(now_ns)
         elif name == "peer":
             breaker.merge(epoch + number, OPEN, Cause.FAILURE, now_ns + (pause_ns or 0), now_ns)
         else:
@@ -374,3 +381,25 @@ def test_a_trial_of_a_closed_breaker_is_a_plain_request(outcome: Outcome) -> Non
     epoch = breaker.begin_trial(T0, S)
     assert breaker.end_trial(epoch, outcome, T0, 5 * S) is None
     assert breaker.ask(T0) == GO
+
+
+def test_the_operator_ends_a_pause() -> None:
+    breaker = paused()
+    epoch = breaker.epoch
+    change = breaker.resume(T0 + S)
+    assert change is not None
+    assert (change.state, change.epoch, breaker.ask(T0 + S)) == (CLOSED, epoch + 1, GO)
+    assert breaker.throttled(epoch, 9 * S, T0 + S, 0.0) is None  # sent before the close
+    assert breaker.resume(T0 + S) is None  # there is no pause to end
+
+
+@pytest.mark.parametrize("make", [made, paused])
+def test_the_operators_word_stands_above_the_machine(make: Callable[[], Breaker]) -> None:
+    breaker = make()
+    plain = breaker.ask(T0)
+    breaker.forced = CLOSED
+    assert breaker.ask(T0) == GO
+    breaker.forced = OPEN
+    assert breaker.ask(T0 + 3600 * S) == POLICY.open_ns
+    breaker.forced = None
+    assert breaker.ask(T0) == plain

@@ -246,3 +246,51 @@ def test_ask_costs_nothing_while_all_is_well() -> None:
     assert table.active == 0
     assert table.epochs(ALICE) is table.epochs(BOB)
     assert table.succeeded(table.epochs(ALICE), T0) == ()
+
+
+def test_a_forced_breaker_is_looked_at_and_kept() -> None:
+    table = made()
+    table.force(ALICE, OPEN, T0)
+    assert (table.active, table.ask(ALICE, T0), table.ask(BOB, T0)) == (1, 5 * S, GO)
+    blocking = table.blocking(ALICE, T0)
+    assert blocking is not None and blocking.cause is Cause.FAILURE
+    assert table.blocking(BOB, T0) is None
+    table.expire(T0 + 3600 * S)
+    assert table.ask(ALICE, T0 + 3600 * S) == 5 * S
+    table.force(ALICE, None, T0 + 3600 * S)
+    assert (table.active, table.ask(ALICE, T0 + 3600 * S)) == (0, GO)
+    table.expire(T0 + 7200 * S)
+    assert not table.knows_credentials
+
+
+def test_a_full_table_keeps_what_is_forced() -> None:
+    table = BreakerTable(BreakerPolicy(), T0, credentials_max=2)
+    table.force(ALICE, OPEN, T0)
+    for credential in (BOB, b"carol", b"dave"):
+        throttle(table, credential, 10 * S)
+    assert table.get(ALICE) is not None
+    assert len([*table.credentials()]) == 2
+
+
+def test_forced_closed_lets_all_go_and_the_machine_goes_on_beneath() -> None:
+    table = made()
+    throttle(table, None, 10 * S)
+    table.force(b"", CLOSED, T0)
+    assert table.ask(None, T0) == GO
+    assert table.begin_trials(None, T0 + 11 * S, S) == ()
+    table.force(b"", None, T0)
+    assert table.ask(None, T0) == 10 * S
+
+
+def test_pause_and_resume_are_told_to_the_mesh_and_learn_nothing() -> None:
+    table = made()
+    for _ in range(100):
+        table.succeeded(table.epochs(None), T0)
+    (change,) = table.pause(30 * S, T0)
+    assert (change.scope, change.state, change.cause) == (b"", OPEN, Cause.THROTTLE)
+    assert (change.until_ns, change.reff_per_s) == (T0 + 30 * S, None)
+    assert table.pause(20 * S, T0) == ()  # a pause is never shortened
+    (change,) = table.resume(b"", T0 + S)
+    assert (change.state, table.ask(None, T0 + S)) == (CLOSED, GO)
+    assert table.resume(b"", T0 + S) == ()
+    assert table.resume(ALICE, T0 + S) == ()  # a credential that has no breaker

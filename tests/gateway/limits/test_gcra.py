@@ -208,3 +208,17 @@ def test_demand_is_counted() -> None:
     row.hold(-3)
     row.give_back(1, T0)
     assert (limit.arrived, row.held, row.level(T0)) == (2, 0, 0.0)
+
+
+def test_clearing_a_row_forgives_it_and_no_other() -> None:
+    limit, row = made(10, 5)
+    other = limit.entry(b"other", T0)
+    row.take(9, T0)
+    other.take(3, T0)
+    row.clear(T0)
+    assert (row.level(T0), other.level(T0)) == (0.0, 3.0)
+    limit.fill(T0)
+    row.clear(T0)
+    assert row.level(T0) == 5.0  # a pause's end binds all rows
+    limit.forgive()
+    assert row.level(T0) == 0.0

@@ -114,3 +114,12 @@ def test_its_rows_are_bounded() -> None:
         limit.entry(bytes([i]), 0)
     assert len(limit) == 10
     assert limit.started_full == 0
+
+
+def test_clearing_a_row_leaves_its_credit() -> None:
+    limit, inner = made()
+    row = limit.entry(b"", 0)
+    row.take(50, 0)
+    row.settle(50, 20, 0)
+    row.clear(0)
+    assert (inner.entry(b"", 0).level(0), row.credit) == (0.0, 30)

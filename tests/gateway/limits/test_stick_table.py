@@ -122,3 +122,22 @@ def test_even_shares_sum_to_the_whole() -> None:
 def test_no_share_for_strangers(members: int, rank: int) -> None:
     with pytest.raises(ValueError):
         even_share(10, members, rank)
+
+
+def test_keys_are_a_copy_in_the_order_of_making() -> None:
+    limit = Gcra("g", 10, 1_000_000_000, 5, keys_max=3)
+    for key in (b"a", b"b", b"c", b"a"):
+        limit.entry(key, 0)
+    keys = limit.keys()
+    limit.entry(b"d", 0)
+    assert keys == [b"a", b"b", b"c"]
+    assert sorted(limit.keys()) == [b"a", b"c", b"d"]
+
+
+def test_forgiving_the_table_ends_its_fullness() -> None:
+    limit = Gcra("g", 10, 1_000_000_000, 5, keys_max=1)
+    limit.entry(b"a", 0).take(5, 0)
+    limit.entry(b"b", 0)
+    assert limit.starts_full(0)
+    limit.forgive()
+    assert not limit.starts_full(0)

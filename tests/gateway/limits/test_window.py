@@ -153,3 +153,12 @@ def test_round_after_round_of_new_keys_wins_no_fresh_quota() -> None:
 def test_figures_below_one_are_refused(figures: tuple[int, int]) -> None:
     with pytest.raises(ValueError):
         Window("w", *figures)
+
+
+def test_clearing_a_row_gives_its_quota_back() -> None:
+    limit = Window("w", 10, S)
+    row = limit.entry(b"", T0)
+    row.take(25, T0)
+    end_ns = row.end_ns
+    row.clear(T0)
+    assert (limit.remaining(row, T0), row.end_ns) == ((10, 0), end_ns)

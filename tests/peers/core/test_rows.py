@@ -434,3 +434,26 @@ class TestTight:
         row.hold(1)
         assert not limit.tight
         assert limit.urgent == []
+
+
+def test_clearing_a_row_empties_the_bucket() -> None:
+    row = make_row(rate=10, burst=10)
+    assert grab(row, NOW) == 10
+    row.clear(NOW)
+    assert row.level(NOW) == 0.0
+    assert row.own == 10  # what was admitted stays counted: peers know it
+    assert grab(row, NOW) == 10
+
+
+def test_a_mesh_table_shows_its_keys_and_forgets_that_it_was_crowded() -> None:
+    limit = make_row().limit
+    limit.keys_max = 2
+    for key in (b"a", b"b", b"c"):
+        limit.entry(key, NOW).take(1, NOW)
+    assert len(limit.keys()) == 2
+    assert limit.peek(b"c") is limit.entry(b"c", NOW)
+    assert limit.peek(b"nobody") is None
+    assert limit.entry(b"d", NOW).level(NOW) > 0.0
+    limit.forgive()
+    limit.keys_max = 9  # otherwise the next eviction crowds it again
+    assert limit.entry(b"e", NOW).level(NOW) == 0.0
