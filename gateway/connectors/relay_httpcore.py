@@ -88,7 +88,8 @@ class H2Connection(httpcore.AsyncHTTP2Connection):
       when the client has taken what came, not before.
     - A stream that is left early is reset. httpcore forgets it, the server sends on, and the
       connection's window shrinks by what nobody acknowledges, until it stands still.
-    - Interim responses and trailers, both ways, are passed on; a graceful GOAWAY lets exchanges finish.
+    - Interim responses and trailers, both ways, are passed on; a graceful GOAWAY lets exchanges
+      finish.
     """
 
     def __init__(self, worker: Worker, pool: LanePool, plan: H2Plan, wire: Wire) -> None:
