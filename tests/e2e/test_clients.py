@@ -188,6 +188,50 @@ def test_curl(served: NodeProcess, tmp_path: Path) -> None:
     assert json.loads(curl(*proxied))["path"] == "/proxied"
 
 
+NODE_FETCH = """
+const [url, count] = [process.argv[1], 40];
+const assert = require("assert");
+const sha256 = data => require("crypto").createHash("sha256").update(data).digest("hex");
+const piece = Buffer.from("0123456789abcdef".repeat(512));
+const told = async (path, init) => (await fetch(url + path, init)).json();
+(async () => {
+  assert.deepStrictEqual(
+    await told("/a?b=c"), {method: "GET", path: "/a?b=c", sha256: sha256("")});
+  assert.strictEqual((await told("/p", {method: "POST", body: piece})).sha256, sha256(piece));
+  async function* pieces() { for (let i = 0; i < count; i++) yield piece; }
+  const streamed = {method: "POST", body: pieces(), duplex: "half"};
+  assert.strictEqual(
+    (await told("/p", streamed)).sha256, sha256(Buffer.concat(Array(count).fill(piece))));
+  const head = await fetch(url + "/h", {method: "HEAD"});
+  assert.strictEqual(head.status, 200);
+  assert.ok(Number(head.headers.get("content-length")) > 0);
+  assert.strictEqual(await head.text(), "");
+  assert.strictEqual(await (await fetch(url + "/chunks")).text(), "hello".repeat(20));
+  let large = 0;
+  for await (const part of (await fetch(url + "/large")).body) large += part.length;
+  const many = await Promise.all([...Array(20).keys()].map(n => told("/n" + n)));
+  many.forEach((one, n) => assert.strictEqual(one.path, "/n" + n));
+  const gone = new AbortController();
+  const slow = fetch(url + "/slow", {signal: gone.signal});
+  setTimeout(() => gone.abort(), 100);
+  await assert.rejects(slow, {name: "AbortError"});
+  console.log(large);
+})();
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_nodes_fetch(served: NodeProcess) -> None:
+    """Base-url form: undici, its keep-alive, its streams, and a fetch that is called off."""
+    command = ["node", "-e", NODE_FETCH, served.url]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout) == LARGE_BYTES
+    until(lambda: served.upstream()["aborted"] == 1, 3.0, "the call that was called off is seen")
+    assert served.upstream()["failed"] == 0
+    assert not [count for count in served.document()["counts"] if count.startswith("bad_requests")]
+
+
 def test_sigterm_lets_a_slow_answer_finish(node: MakeNode, make_origin: MakeOrigin) -> None:
     served = node(make_origin(api))
     with (

@@ -68,7 +68,42 @@ def with_curl(call: Call) -> tuple[int, bytes]:
     return int(status or 0), body
 
 
-CLIENTS = [with_requests, with_httpx, with_urllib3, with_aiohttp, with_curl]
+# node's fetch has no setting for a proxy: its http module sends the absolute form, and its tls
+# module speaks through what a CONNECT by hand has opened, as its proxy agents do.
+NODE = """
+const [proxy, ca, url] = process.argv.slice(1);
+const [{hostname, port}, target] = [new URL(proxy), new URL(url)];
+const read = async response => {
+  let body = "";
+  for await (const piece of response) body += piece;
+  console.log(body + "\\n" + response.statusCode);
+};
+const http = require("http");
+if (target.protocol === "http:") {
+  http.request({hostname, port, path: url, headers: {host: target.host}}, read).end();
+} else {
+  const connect = http.request({hostname, port, method: "CONNECT", path: target.host});
+  connect.on("connect", (answer, socket) => {
+    const options = {socket, servername: target.hostname, ca: require("fs").readFileSync(ca)};
+    const secured = require("tls").connect(options, () => http.request(
+      {createConnection: () => secured, path: target.pathname, headers: {host: target.host}},
+      response => read(response).then(() => secured.end()),
+    ).end());
+  }).end();
+}
+"""
+
+
+def with_node(call: Call) -> tuple[int, bytes]:
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    command = ["node", "-e", NODE, call.proxy, call.ca, call.url]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=20)
+    body, _, status = done.stdout.strip().rpartition(b"\n")
+    return int(status), body
+
+
+CLIENTS = [with_requests, with_httpx, with_urllib3, with_aiohttp, with_curl, with_node]
 
 
 @pytest.fixture(params=CLIENTS, ids=lambda client: client.__name__.removeprefix("with_"))
