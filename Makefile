@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: env demo test test-slow bench lint lock clean
+.PHONY: env demo test test-slow bench bench-memory lint lock clean
 
 env: $(STAMP)
 
@@ -34,6 +34,10 @@ test-slow: env
 bench: env
 	PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m bench.admission
+
+# What egressd holds in memory, each figure beside its target; 20,000 open files must be allowed.
+bench-memory: env
+	PYTHONPATH=tests $(BIN)/python -m bench.memory $(ARGS)
 
 # Rewrites the lock from pyproject.toml for every platform that Python 3.11 and later runs on.
 lock: env

@@ -86,11 +86,11 @@ def local_set(limits: int) -> Subject:
     return Subject(LimitSet(_rules(made)), _nothing)
 
 
-def mesh_set(limits: int, keys: Sequence[bytes], now_ns: int) -> Subject:
-    """Smooth limits of nine nodes; of eight every row has heard, and each has told its own."""
+def mesh_set(limits: int, keys: Sequence[bytes], now_ns: int, peers: int = PEERS) -> Subject:
+    """Smooth limits of nodes in a mesh: every row has heard of all `peers`."""
     config = Config(name="a", cluster="bench", bind=("127.0.0.1", 1), advertise=("127.0.0.1", 1))
     outbox = Outbox()
-    members = PEERS + 1
+    members = peers + 1
     surroundings = Surroundings(members, members, DELAY_NS)
     counters = Counters(config, random.Random(7), outbox, surroundings, now_ns)
     made = [
@@ -105,11 +105,11 @@ def mesh_set(limits: int, keys: Sequence[bytes], now_ns: int) -> Subject:
         for i in range(limits)
     ]
     # The demand of all peers together is a fifth of the rate, spread over the keys.
-    lam_100 = max(1, COUNT * 100 // 5 // PEERS // len(keys))
+    lam_100 = max(1, COUNT * 100 // 5 // max(1, peers) // len(keys))
     for limit in made:
         for key in keys:
             entry = (limit.entry(key, now_ns).key64, 1, 1, 1, lam_100, 0, 0)
-            for peer in range(PEERS):
+            for peer in range(peers):
                 counters.entries_heard(b"peer-%03d" % peer, 1, 1, [entry], now_ns)
 
     def settle(now_ns: int) -> None:
@@ -118,7 +118,7 @@ def mesh_set(limits: int, keys: Sequence[bytes], now_ns: int) -> Subject:
             if counters.next_wake_ns(now_ns) > now_ns:
                 break
             counters.tick(now_ns)
-            counters.flush(now_ns, PEERS)
+            counters.flush(now_ns, peers)
             outbox.drain(lambda frames: b"", [])
 
     return Subject(LimitSet(_rules(made)), settle)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench import admission, openloop, packages, report, run
+from bench import admission, memory, openloop, packages, report, run
 from bench.contenders import (
     CONTENDERS,
     Contender,
@@ -371,3 +371,34 @@ def test_the_whole_runs(tmp_path: Path) -> None:
 def test_bodies_are_what_the_origin_serves() -> None:
     assert BODY_BYTES == {"small": 128, "64KiB": 65_536}
     assert free_port() > 1023
+
+
+class TestMemory:
+    def test_a_value_of_the_status_file(self) -> None:
+        status = "Name:\tx\nVmHWM:\t  2048 kB\nVmRSS:\t    12 kB\n"
+        assert memory.resident_bytes(status) == 12 * 1024
+        assert memory.resident_bytes(status, "VmHWM") == 2 * 2**20
+        with pytest.raises(BenchError, match="VmSwap"):
+            memory.resident_bytes(status, "VmSwap")
+
+    def test_each_figure_stands_beside_its_target(self) -> None:
+        plain, row = memory.FIGURES["plain"], memory.FIGURES["local"]
+        lines = memory.lines_of(
+            [memory.Measured(plain, 81 * 2**20, "a"), memory.Measured(row, 400, "b")]
+        )
+        assert lines[2] == "| 10,000 idle connections, plain | 81 MiB | 80 MiB | a OVER |"
+        assert lines[3] == "| a local row | 400 B | 400 B | b |"
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(packages.which("taskset") is None, reason="needs taskset")
+    @pytest.mark.parametrize("name", [part[0] for part in memory.PARTS])
+    def test_the_whole_runs(self, name: str) -> None:
+        argv = [sys.executable, "-m", "bench.memory", "--quick", "--only", name]
+        tests = Path(__file__).parent.parent
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tests), str(tests.parent)))}
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, env=environ, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        wanted = 3 if name == "rows" else 1
+        assert len(done.stdout.splitlines()) == 2 + wanted
