@@ -92,19 +92,20 @@ def free_port() -> int:
 
 
 class Process:
-    """One started program with all that it starts. Output goes to a file, for faults and logs."""
+    """One started program with all that it starts, on one core (None: on any). Output goes to a
+    file, for faults and logs."""
 
     def __init__(
         self,
         argv: Sequence[str],
-        core: int,
+        core: int | None,
         output: Path,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.output = output
         with output.open("ab") as sink:
             self._popen = subprocess.Popen(
-                ["taskset", "-c", str(core), *argv],
+                argv if core is None else ["taskset", "-c", str(core), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
