@@ -216,6 +216,9 @@ def judge_response(head: ResponseHead, request_method: bytes) -> None:
             coding = value if coding is None else coding + b"," + value
         elif kind == names.UPGRADE:
             upgrade = value if upgrade is None else upgrade + b", " + value
+        elif kind == names.HOP:
+            if names.LOWER[name] == b"keep-alive":
+                head.idle_s = _idle_seconds(value)
         elif kind == names.INVALID:
             raise BadMessage(_BAD_RESPONSE, "field name is not a token", "RFC 9110 section 5.1")
     if connection is not None:
@@ -231,6 +234,16 @@ def judge_response(head: ResponseHead, request_method: bytes) -> None:
     if length is not None and (repaired or b"," in length):
         length = _collapse_lengths_slow(head, length)
     _judge_response_framing(head, request_method, length, coding)
+
+
+def _idle_seconds(value: bytes) -> int:
+    """N of `Keep-Alive: timeout=N` (RFC 2068 section 19.7.1.1); -1 where it does not say."""
+    for parameter in value.lower().split(b","):
+        name, _, seconds = parameter.partition(b"=")
+        seconds = seconds.strip(b' \t"')
+        if name.strip(b" \t") == b"timeout" and seconds.isdigit() and len(seconds) < 10:
+            return int(seconds)
+    return -1
 
 
 def _judge_response_framing(

@@ -68,6 +68,7 @@ class ResponseHead:
         "content_length",
         "fields",
         "framing",
+        "idle_s",
         "keep_alive",
         "minor",
         "reason",
@@ -84,6 +85,7 @@ class ResponseHead:
         self.content_length = 0  # octets; meaningful with Framing.LENGTH
         self.keep_alive = False
         self.connection: frozenset[bytes] = frozenset()
+        self.idle_s = -1  # for how long the sender keeps an idle connection; -1: it did not say
         self.upgrade = b""
 
 

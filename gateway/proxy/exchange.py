@@ -27,7 +27,7 @@ from gateway.proxy.flow import HELD_BYTES_MAX, PAUSE_HELD, PAUSE_PEER
 from gateway.proxy.graph import AccessRecord
 from gateway.proxy.response import Respondent
 from gateway.proxy.stage import Stage
-from gateway.proxy.targets import FORWARD, find_absolute, find_tunnel
+from gateway.proxy.targets import FORWARD, find_absolute, find_tunnel, is_other_host
 from gateway.proxy.tunnel import TunnelEnd
 from gateway.routes import strip_path
 
@@ -153,7 +153,10 @@ class Exchange(Respondent):
             upstream = route.target
             self.path = strip_path(target, route.strip)
         else:
-            upstream, self.path, head.host = find_absolute(runtime, target, head.method)
+            upstream, self.path, authority = find_absolute(runtime, target, head.method)
+            if is_other_host(head.host, authority, target):
+                worker.count("hosts_overruled")
+            head.host = authority
         self._address(upstream)
         if came_through(head.fields, worker.pseudonym):
             raise GatewayError(ErrorKind.LOOP, "Via names this gateway")
@@ -181,9 +184,9 @@ class Exchange(Respondent):
         self.fields = []
         if self.is_connect:
             return
-        self.fields = forward_request(
-            head, upstream.host_header or head.host, self.worker.via, upstream.rules
-        )
+        worker = self.worker
+        via = worker.via if head.minor else worker.via_1_0
+        self.fields = forward_request(head, upstream.host_header or head.host, via, upstream.rules)
         if head.upgrade:
             self.fields += upgrade_fields(head.upgrade)
         self._credential = None  # the upstream's rules may have set another

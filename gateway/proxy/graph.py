@@ -325,6 +325,7 @@ class Worker:
         "ring_dropped",
         "runtime",
         "via",
+        "via_1_0",
         "waitroom",
         "wall_ns",
         "wheel",
@@ -345,6 +346,7 @@ class Worker:
         self.codec = codec
         self.pseudonym = pseudonym
         self.via = b"1.1 " + pseudonym
+        self.via_1_0 = b"1.0 " + pseudonym  # for what came in HTTP/1.0
         self.chance = chance
         self.now_ns = monotonic_ns
         self.wall_ns = wall_ns

@@ -155,11 +155,11 @@ class UpstreamPool:
                 self.leave(waiter)
                 waiter.connected(connection)
                 return
-        if self.closed or not connection.may_idle:
+        if self.closed or not connection.idle_ns_max:
             connection.close()
             return
         connection.fresh = False  # what has idled may be stale, whether it was used or not
-        connection.deadline_ns = monotonic_ns() + self.idle_timeout_ns
+        connection.deadline_ns = monotonic_ns() + connection.idle_ns_max
         self._idle.append(connection)
 
     def forget(self, connection: PooledConnection) -> None:

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from gateway.proxy.graph import Runtime, Upstream
     from gateway.proxy.pool import Pool
 
-__all__ = ["FORWARD", "ForwardTable", "Pattern", "find_absolute", "find_tunnel"]
+__all__ = [
+    "FORWARD",
+    "ForwardTable",
+    "Pattern",
+    "find_absolute",
+    "find_tunnel",
+    "is_other_host",
+]
 
 # The name of all `[forward]` targets in counts and logs: one that no upstream can have.
 FORWARD = "[forward]"
@@ -115,6 +122,15 @@ def find_absolute(runtime: Runtime, target: bytes, method: bytes) -> tuple[Upstr
         detail = f"{authority.decode('latin-1')} is no upstream's origin and not in forward.allow"
         raise GatewayError(ErrorKind.TARGET_DENIED, detail)
     return upstream, path, authority
+
+
+def is_other_host(host: bytes, authority: bytes, target: bytes) -> bool:
+    """Whether a Host field names another than the absolute target whose authority that is.
+
+    The target rules (RFC 9112 section 3.2.2), but whoever sends two names may be up to something.
+    """
+    port = b":443" if target[:6].lower() == b"https:" else b":80"
+    return host != b"" and host.lower().removesuffix(port) != authority
 
 
 def find_tunnel(runtime: Runtime, target: bytes) -> tuple[Upstream, bytes]:

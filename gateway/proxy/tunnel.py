@@ -146,7 +146,7 @@ class TunnelEnd(Relay):
     One whose client has gone by then is not kept for another.
     """
 
-    may_idle = False
+    idle_ns_max = 0
 
     __slots__ = ("_early", "fresh", "pool")
 

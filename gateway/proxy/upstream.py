@@ -22,6 +22,10 @@ __all__ = ["UpstreamProtocol"]
 # A new connection costs a round trip, and two more with TLS: about as much as 64 KiB at 10 Mbit/s.
 DISCARD_BYTES_MAX = 64 * 1024
 DISCARD_TIMEOUT_NS = SECOND
+# A request that meets the upstream's own end of an idle connection half-way is lost, and a POST is
+# not sent twice. So a connection is let go this much before the time that the upstream has told:
+# a round trip round the world is a third of it, a turn of the wheel a fifth.
+IDLE_MARGIN_NS = SECOND
 
 
 class UpstreamProtocol(Relay):
@@ -30,8 +34,6 @@ class UpstreamProtocol(Relay):
     `fresh` is true until the first response or rest: a connection that was idle and closes before
     answering is the stale-connection race, not the upstream's failure (RFC 9110 section 9.2.2).
     """
-
-    may_idle = True
 
     __slots__ = (
         "_chunked",
@@ -42,6 +44,7 @@ class UpstreamProtocol(Relay):
         "_response_begun",
         "exchange",
         "fresh",
+        "idle_ns_max",
         "pool",
     )
 
@@ -50,6 +53,7 @@ class UpstreamProtocol(Relay):
         self.pool = pool
         self.exchange: Exchange | None = None
         self.fresh = True
+        self.idle_ns_max = pool.idle_timeout_ns
         self._response_begun = False
         self._done = False
         self._discarding = False
@@ -114,8 +118,11 @@ class UpstreamProtocol(Relay):
     # The decoder's side.
 
     def head_received(self, head: RequestHead | ResponseHead) -> None:
+        assert isinstance(head, ResponseHead)
+        if head.idle_s >= 0:
+            told_ns = max(0, head.idle_s * SECOND - IDLE_MARGIN_NS)
+            self.idle_ns_max = min(self.pool.idle_timeout_ns, told_ns)
         if self.exchange is not None:
-            assert isinstance(head, ResponseHead)
             self.exchange.response_head(head)
 
     def body_received(self, data: bytes) -> None:

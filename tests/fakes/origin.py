@@ -184,10 +184,21 @@ async def read_request(connection: Connection) -> Received | None:
         request.body = bytes(buffer[:length])
         del buffer[:length]
     elif request.values(b"transfer-encoding"):
-        while not (buffer.startswith(b"0\r\n\r\n") or b"\r\n0\r\n\r\n" in buffer):
+        while (end := chunked_end(buffer)) is None:
             if not await connection.more():
                 return None
-        end = 5 if buffer.startswith(b"0\r\n\r\n") else buffer.index(b"\r\n0\r\n\r\n") + 7
         request.body = bytes(buffer[:end])
         del buffer[:end]
     return request
+
+
+def chunked_end(buffer: bytearray) -> int | None:
+    """Where a chunked body that begins the buffer ends, trailers included; None: it goes on."""
+    at = 0
+    while (line := buffer.find(b"\r\n", at)) >= 0:
+        size = int(buffer[at:line].partition(b";")[0], 16)
+        if not size:
+            end = buffer.find(b"\r\n\r\n", line)
+            return end + 4 if end >= 0 else None
+        at = line + 2 + size + 2
+    return None

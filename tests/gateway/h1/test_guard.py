@@ -388,3 +388,27 @@ def test_9112_7_1_2_trailers() -> None:
 def test_9112_5_trailers_are_fields(section: bytes) -> None:
     for kind in (ErrorKind.BAD_REQUEST, ErrorKind.BAD_RESPONSE):
         assert kind_of(judge_trailers, section, kind) is kind
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"timeout=5", 5),
+        (b"max=100, Timeout=5", 5),
+        (b'timeout="0"', 0),
+        (b"timeout = 7", 7),
+        (b"timeout=-1", -1),
+        (b"timeout=9999999999", -1),
+        (b"timeout=\xb2", -1),
+        (b"300", -1),
+        (b"", -1),
+    ],
+)
+def test_9112_9_3_for_how_long_an_upstream_keeps_an_idle_connection(
+    value: bytes, seconds: int
+) -> None:
+    head = ResponseHead(
+        200, b"OK", 1, [(b"Proxy-Connection", b"timeout=1"), (b"keep-ALIVE", value)]
+    )
+    judge_response(head, b"GET")
+    assert head.idle_s == seconds

@@ -207,20 +207,6 @@ def test_a_stale_connection_is_tried_once_more_on_a_fresh_one(make) -> None:
     assert gateway.call(lambda: gateway.server.worker.counts["stale_connection_retries"]) == 1
 
 
-def test_a_post_is_not_sent_twice(make) -> None:
-    async def script(connection: Connection, request: Received) -> bool | None:
-        if request.target == b"/2":
-            return False
-        return await answer()(connection, request)
-
-    gateway, origin = make(script)
-    with gateway.client() as client:
-        assert client.get(b"/1").status == 200
-        client.send(b"POST /2 HTTP/1.1\r\nHost: api.test\r\nContent-Length: 2\r\n\r\nhi")
-        assert client.response().status == 502
-    assert [request.target for request in origin.requests] == [b"/1", b"/2"]
-
-
 def test_a_client_that_leaves_takes_its_request_along(make) -> None:
     async def script(connection: Connection, request: Received) -> bool:
         return await connection.more()  # false once the gateway has closed
@@ -312,14 +298,6 @@ def test_too_many_connections_are_refused(make, tmp_path) -> None:
             assert second.closed()
         assert first.get().status == 200
     assert gateway.call(lambda: gateway.server.worker.counts["connections_refused"]) == 1
-
-
-def test_a_request_that_came_through_before_is_508(make) -> None:
-    gateway, _ = make()
-    with gateway.client() as client:
-        response = client.get(fields=b"Via: 1.1 egressd-gw-test\r\n")
-        assert response.status == 508
-        assert b"proxy_loop_detected" in response.value(b"proxy-status")
 
 
 def test_https_upstreams_are_verified(make, tmp_path) -> None:

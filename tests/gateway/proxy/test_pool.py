@@ -18,9 +18,9 @@ from gateway.proxy.pool import UpstreamPool
 class Connection:
     """What the pool sees of an UpstreamProtocol."""
 
-    def __init__(self, pool: UpstreamPool, *, may_idle: bool = True) -> None:
+    def __init__(self, pool: UpstreamPool, *, idle_ns_max: int) -> None:
         self.pool = pool
-        self.may_idle = may_idle
+        self.idle_ns_max = idle_ns_max
         self.fresh = True
         self.lost_already = False
         self.deadline_ns = 0
@@ -51,7 +51,7 @@ class Exchange:
 class Harness:
     """A pool whose dials end when the test says so, in order."""
 
-    def __init__(self, *, may_idle: bool = True) -> None:
+    def __init__(self, *, idle_ns_max: int = 50 * SECOND) -> None:
         self.pending: list[asyncio.Future[str]] = []
 
         async def dial(make: Callable[[], Any]) -> Any:
@@ -68,7 +68,7 @@ class Harness:
 
         self.pool: Any = UpstreamPool(
             dial,  # type: ignore[arg-type]
-            lambda pool: Connection(pool, may_idle=may_idle),  # type: ignore[arg-type,return-value]
+            lambda pool: Connection(pool, idle_ns_max=idle_ns_max),  # type: ignore[arg-type,return-value]
             idle_timeout_ns=50 * SECOND,
             head_limits=HeadLimits(),
         )
@@ -88,7 +88,7 @@ class Harness:
             await asyncio.sleep(0)
 
 
-def run(test: Callable[[Harness], Awaitable[None]], **facts: bool) -> None:
+def run(test: Callable[[Harness], Awaitable[None]], **facts: int) -> None:
     async def inside() -> None:
         await test(Harness(**facts))
 
@@ -260,7 +260,7 @@ def test_what_may_not_idle_is_closed() -> None:
         (connection,) = it.pool._all
         assert connection.ended == "closed"
 
-    run(test, may_idle=False)
+    run(test, idle_ns_max=0)
 
 
 def test_a_lost_connection_is_forgotten() -> None:

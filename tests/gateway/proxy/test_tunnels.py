@@ -241,13 +241,6 @@ def test_a_101_that_nobody_asked_for_is_502(make) -> None:
         assert client.get().status == 502
 
 
-def test_other_upgrades_are_dropped(make) -> None:
-    gateway, origin = make()
-    with gateway.client() as client:
-        assert client.get(fields=b"Connection: Upgrade\r\nUpgrade: h2c\r\n").status == 200
-    assert origin.next_request().values(b"upgrade") == []
-
-
 def test_forward_targets_need_leave_and_a_public_address(make) -> None:
     gateway, origin = make()
     text = gateway.path.read_text()
