@@ -14,6 +14,7 @@ from gateway.clock import SECOND, monotonic_ns, wall_ns
 from gateway.conf.schema_upstream import LimitConf
 from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
+from gateway.limits.lessons import Lesson
 from gateway.limits.settled import Settled, unwrapped
 from gateway.limits.window import Window
 from peers.core.counters import MeshLimit
@@ -83,6 +84,7 @@ class Registry:
     def __init__(self, mesh: MeshLimits) -> None:
         self._mesh = mesh
         self._limits: dict[str, Limit] = {}
+        self._lessons: dict[str, Lesson] = {}
         self._split: dict[str, Gcra | Window | Inflight] = {}
         self.connections: dict[str, Inflight] = {}
         self.breakers: dict[str, Any] = {}
@@ -107,6 +109,16 @@ class Registry:
         self._limits[identity] = limit
         return limit
 
+    def lesson(self, upstream: str, conf: LimitConf, limit: Limit) -> Lesson:
+        """What was told about the limit of that identity."""
+        identity = limit_identity(upstream, conf)
+        lesson = self._lessons.get(identity)
+        if lesson is None:
+            lesson = self._lessons[identity] = Lesson(limit, adopts=False)
+        lesson.limit = limit
+        lesson.adopts = conf.learn == "adopt"
+        return lesson
+
     def slots(self, upstream: str, count: int) -> Inflight:
         """The in-flight limit that stands for an upstream's connections."""
         limit = self.connections.get(upstream)
@@ -126,6 +138,7 @@ class Registry:
         for identity in [name for name in self._limits if name not in kept]:
             del self._limits[identity]
             self._split.pop(identity, None)
+            self._lessons.pop(identity, None)
             self._mesh.forget(identity)
         named = set(upstreams)
         for book in (self.connections, self.breakers, self.counts):

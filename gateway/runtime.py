@@ -9,7 +9,7 @@ reference.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from gateway.connectors.roads import Proxy, Road, tunnel_pool, upstream_pool
 from gateway.h1.codec import HeadLimits
 from gateway.h1.forward import FieldRules
 from gateway.limits.inflight import Inflight
+from gateway.limits.lessons import Lessons
 from gateway.limits.policy import LimitSet, Rule
 from gateway.limits.verdict import Limit
 from gateway.proxy.clients import Client, ClientRule, ClientTable
@@ -221,6 +222,7 @@ class Assembly:
         upstream.limit_set = LimitSet(
             [_rule(use.limit, limit) for use, limit in zip(uses, conf.limit, strict=True)]
         )
+        upstream.lessons = self._lessons(name, conf, uses)
         upstream.settled = tuple(i for i, use in enumerate(uses) if use.settled_by)
         plain = not upstream.settled and all(use.key is None and use.cost is None for use in uses)
         upstream.fixed_keys = (b"",) * len(uses) if plain else None
@@ -259,6 +261,14 @@ class Assembly:
         return LimitUse(
             limit, key, cost, ns_per_token, by_credential, fill, scale, told_by.encode()
         )
+
+    def _lessons(self, name: str, conf: UpstreamConf, uses: Sequence[LimitUse]) -> Lessons:
+        lessons = {
+            i: self.registry.lesson(name, limit, uses[i].limit)
+            for i, limit in enumerate(conf.limit)
+            if limit.rate is not None and limit.learn != "off"
+        }
+        return Lessons(lessons, each=conf.provider.preempt)
 
     def _breakers(self, conf: UpstreamConf, table: BreakerTable | None) -> BreakerTable:
         figures = conf.breaker

@@ -35,6 +35,7 @@ _UPSTREAM_COUNTERS = (
     ("aborted", "egressd_aborts", "Requests whose client left."),
     ("retried", "egressd_retries", "Requests sent again."),
     ("throttled", "egressd_throttles", "Answers by which the upstream asked for less."),
+    ("preempted", "egressd_preemptive_pauses", "Pauses before a refusal (provider.preempt)."),
     ("pauses", "egressd_pauses", "Pauses and openings of the upstream's breakers."),
     ("trials", "egressd_trials", "Requests that went as the trial of a half-open breaker."),
 )
@@ -163,8 +164,15 @@ def _breakers(upstreams: dict[str, Any]) -> Iterator[Metric]:
         "Share of the configured rates in force; below 1 while climbing after a throttle.",
         labels=("upstream",),
     )
+    scopes = CounterMetricFamily(
+        "egressd_throttle_scopes",
+        "Throttles by what the upstream said that they concern; 32 names, then `other`.",
+        labels=("upstream", "scope"),
+    )
     for upstream, figures in upstreams.items():
         breaker = figures["breaker"]
+        for scope, count in figures["throttle_scopes"].items():
+            scopes.add_metric((upstream, scope), count)
         factor.add_metric((upstream,), figures["rate_factor"])
         for state in _BREAKER_STATES:
             states.add_metric((upstream, state), float(state == breaker["state"]))
@@ -172,7 +180,7 @@ def _breakers(upstreams: dict[str, Any]) -> Iterator[Metric]:
         paused = [one for one in figures["credential_breakers"] if one["state"] != "closed"]
         credentials.add_metric((upstream,), len(paused))
         epochs.add_metric((upstream,), breaker["epoch"])
-    yield from (states, remaining, credentials, epochs, factor)
+    yield from (states, remaining, credentials, epochs, factor, scopes)
 
 
 def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
@@ -207,6 +215,16 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
         "Requests that it had no room for at their first try.",
         labels=(*labels, "dry_run"),
     )
+    told = GaugeMetricFamily(
+        "egressd_limit_advertised_tokens",
+        "What the upstream last said of a row: its limit, what remains, and what we had left.",
+        labels=(*labels, "figure"),
+    )
+    adopted = CounterMetricFamily(
+        "egressd_limit_adoptions",
+        "Times that a lower figure of the upstream's was taken over.",
+        labels=labels,
+    )
     for upstream, figures in upstreams.items():
         for limit in figures["limits"]:
             values = (upstream, limit["name"])
@@ -222,7 +240,13 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
             evicted.add_metric(values, limit["evicted"])
             refused.add_metric((*values, "false"), limit["refused"])
             refused.add_metric((*values, "true"), limit["would_refuse"])
-    yield from (taken, level, burst, rate, excess, differs, rows, evicted, refused)
+            advertised = limit["advertised"]
+            if advertised is not None:
+                adopted.add_metric(values, advertised["adopted"])
+                for figure in ("limit", "remaining", "free"):
+                    if advertised[figure] is not None:
+                        told.add_metric((*values, figure), advertised[figure])
+    yield from (taken, level, burst, rate, excess, differs, rows, evicted, refused, told, adopted)
     yield from _windows(upstreams)
 
 

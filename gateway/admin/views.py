@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from gateway.breaker.table import BreakerTable
     from gateway.conf.schema import Conf
     from gateway.conf.schema_upstream import LimitConf
+    from gateway.limits.lessons import Lesson
     from gateway.limits.peaks import LimitPeaks
-    from gateway.limits.policy import LimitSet
     from gateway.proxy.graph import Upstream, Worker
 
 __all__ = ["Served", "egressd_version", "live_document", "node_document", "ready_document"]
@@ -148,7 +148,9 @@ def _upstream(
             for key, breaker in islice(breakers.credentials(), CREDENTIALS_SHOWN_MAX)
         ],
         "rate_factor": round(breakers.ramp.factor(now_ns), 4),
-        "limits": _limits(upstream.limit_set, list(limits), mesh, now_ns),
+        "preempted": counts.preempted,
+        "throttle_scopes": dict(counts.scopes),
+        "limits": _limits(upstream, list(limits), mesh, now_ns),
     }
 
 
@@ -195,9 +197,11 @@ def _breaker(breaker: Breaker, now_ns: int) -> dict[str, Any]:
 
 
 def _limits(
-    limit_set: LimitSet, confs: list[LimitConf], mesh: Watched, now_ns: int
+    upstream: Upstream, confs: list[LimitConf], mesh: Watched, now_ns: int
 ) -> list[dict[str, Any]]:
     """The configured limits in the file's order; the connections' in-flight limit comes last."""
+    limit_set = upstream.limit_set
+    lessons = upstream.lessons.by_limit
     documents = []
     for index, limit in enumerate(limit_set.limits):
         conf = confs[index] if index < len(confs) else None
@@ -216,8 +220,30 @@ def _limits(
         }
         document.update(_rows(limit, now_ns))
         document["windows"] = _windows(mesh.peaks(unwrapped(limit)))
+        document["advertised"] = _advertised(lessons.get(index), now_ns)
         documents.append(document)
     return documents
+
+
+def _advertised(lesson: Lesson | None, now_ns: int) -> dict[str, Any] | None:
+    """What the upstream told last of any row; None where it was not listened to, or said nothing.
+
+    `free` is what the node's own count had left of that row when it was told.
+    """
+    newest = lesson.newest if lesson is not None else None
+    if lesson is None or newest is None:
+        return None
+    reset_ns = newest.reset_ns
+    return {
+        "limit": newest.quota,
+        "remaining": newest.remaining,
+        "reset_s": round(reset_ns / SECOND, 3) if reset_ns is not None else None,
+        "age_s": round((now_ns - newest.heard_ns) / SECOND, 3),
+        "free": newest.free,
+        "rows": len(lesson),
+        "told": lesson.told,
+        "adopted": lesson.adopted,
+    }
 
 
 def _rows(limit: Any, now_ns: int) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from gateway.breaker.waits import (
     told_by_success,
 )
 
-__all__ = ["BODY_BYTES_MAX", "PASS", "Advertised", "Decision", "Profile", "Signal", "profile"]
-__all__ += ["read_signal"]
+__all__ = ["ADDRESS", "BODY_BYTES_MAX", "PASS", "Advertised", "Decision", "Profile", "Signal"]
+__all__ += ["profile", "read_signal"]
 
 _THROTTLES = frozenset((420, 429, 430, 477))
 _OVERLOADS = frozenset((529,))
@@ -39,6 +39,7 @@ _SAYS_RATES = re.compile(rb"rate|retry|call-limit|x-amzn-errortype")
 _AWS_CODE = re.compile(rb'(?:<Code>|"(?:__type|code|Code)"\s{0,8}:\s{0,8}")([^<"]{1,256})')
 _REDUCED = re.compile(rb'"type"\s{0,8}:\s{0,8}"[^"]{0,256}temporary-reduced-capacity"')
 _CLOUDFLARE_BAN = b"error code: 1015"
+ADDRESS = "address"  # the scope of a ban that concerns all who send from here
 _SHOULD_RETRY = (b"x-should-retry", b"stripe-should-retry")
 
 
@@ -274,13 +275,13 @@ def _scope(reply: Reply) -> str | None:
     if reply.first(b"ratelimit-reason") is not None:
         return _atlassian_scope(reply)
     if reply.says(_CLOUDFLARE_BAN):
-        return "address"
+        return ADDRESS
     return spent_zendesk(reply) or _azure_scope(reply) or reply.scope_of(b"ratelimit-name")
 
 
 def _discord_scope(reply: Reply) -> str | None:
     if reply.has_body and reply.is_page:
-        return "address"  # Cloudflare in front of it has banned this gateway's address
+        return ADDRESS  # Cloudflare in front of it has banned this gateway's address
     if (reply.first(b"x-ratelimit-global") or b"").lower() == b"true":
         return "global"
     scope = reply.scope_of(b"x-ratelimit-scope")

@@ -57,7 +57,6 @@ NOT_YET: tuple[Row, ...] = (
         'a window with sync = "mesh" (the default)',
         'use sync = "local"',
     ),
-    Row("upstream.*.limit.*.learn", _equals("adopt"), '"adopt"', 'use "observe" or "off"'),
     Row("upstream.*.spool", _given, "", "leave the table out"),
     Row("spool", _given, "", "leave the table out"),
     Row("redis", _given, "", "leave the table out"),

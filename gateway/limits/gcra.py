@@ -86,11 +86,15 @@ class GcraRow:
         """The operator forgives: the level is 0, or what the end of a pause left of it."""
         self.mark = self.limit.clock(now_ns)
 
-    def learn(self, remaining: int, now_ns: int) -> bool:
-        """Takes over what the upstream says is left, if it is less than ours; says whether."""
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        """Takes over what the upstream says is left, if it is less than ours; says whether.
+
+        What it says is as of `sent_ns`, and has drained since. It is a whole number, rounded down
+        from what the upstream has: a part of a token is no difference.
+        """
         limit = self.limit
-        mark = limit.clock(now_ns) + limit.burst - max(0, remaining)
-        if mark <= max(self.mark, limit.floor):
+        mark = limit.clock(sent_ns) + limit.burst - limit.part(remaining)
+        if mark < max(self.mark, limit.floor, limit.clock(now_ns)) + 1.0 - _SLACK:
             return False
         self.mark = mark
         return True
@@ -179,6 +183,10 @@ class Gcra(StickTable[GcraRow]):
         """The whole table is cleared: nothing that happened before binds a row made from now on."""
         super().forgive()
         self.floor = 0.0
+
+    def part(self, whole: int) -> int:
+        """This node's even part of something that all members share."""
+        return even_share(max(0, whole), self._members, self._rank)
 
     def clock(self, now_ns: int) -> float:
         """The token clock: all the tokens that a row could have drained by now."""

@@ -18,6 +18,11 @@ __all__ = ["Inflight", "InflightRow"]
 # waits here is woken by `give_back`, not by this figure.
 _AGAIN_NS = 1_000_000_000
 
+# After the upstream found too many requests at a time, one slot comes back in so long: as often a
+# client of its own would try one more (AIMD: Chiu, Jain, "Analysis of the increase and decrease
+# algorithms for congestion avoidance", 1989), and the default pause of a breaker twice over.
+_SLOT_BACK_NS = 10_000_000_000
+
 
 class InflightRow:
     """The slots held for one key. Satisfies `verdict.Entry`."""
@@ -37,7 +42,9 @@ class InflightRow:
         limit = self.limit
         if self.used + cost <= limit.slots:
             return ROOM
-        if cost > limit.slots and limit.slots:
+        if limit.eased and limit.recover(now_ns):
+            return self.ask(cost, now_ns)
+        if cost > limit.slots_part and limit.slots_part:
             return NEVER
         return _AGAIN_NS
 
@@ -62,7 +69,20 @@ class InflightRow:
 class Inflight(StickTable[InflightRow]):
     """A named limit of `slots` at a time for each key. Satisfies `Limit`."""
 
-    __slots__ = ("_slots_whole", "arrived", "dry_run", "name", "slots", "underflows")
+    __slots__ = (
+        "_eased_ns",
+        "_slots_whole",
+        "arrived",
+        "dry_run",
+        "eased",
+        "name",
+        "slots",
+        "slots_part",
+        "underflows",
+    )
+
+    slots: int  # what may be used now
+    slots_part: int  # and what this node may have when the upstream is content
 
     def __init__(
         self, name: str, slots: int, *, keys_max: int = 20_000, dry_run: bool = False
@@ -72,6 +92,8 @@ class Inflight(StickTable[InflightRow]):
         self.dry_run = dry_run
         self.arrived = 0  # slots asked for, each request once
         self.underflows = 0
+        self.eased = 0  # slots that are not used for now
+        self._eased_ns = 0  # when the last of them was taken away or came back
         self.configure(slots)
 
     def configure(self, slots: int) -> None:
@@ -81,11 +103,38 @@ class Inflight(StickTable[InflightRow]):
         if slots < 1:
             raise ValueError("an in-flight limit has at least 1 slot")
         self._slots_whole = slots
-        self.slots = slots
+        self._set_part(slots)
 
     def split(self, members: int, rank: int) -> None:
         """Takes this node's even part of the slots (`sync = "local"`); it may be 0."""
-        self.slots = even_share(self._slots_whole, members, rank)
+        self._set_part(even_share(self._slots_whole, members, rank))
+
+    def ease(self, used: int, now_ns: int) -> None:
+        """The upstream found `used` at a time too many: one less from now on, at least one.
+
+        A slot comes back every ten seconds.
+        """
+        slots = max(1, min(self.slots, used - 1))
+        if slots < self.slots_part:
+            self.slots = slots
+            self.eased = self.slots_part - slots
+            self._eased_ns = now_ns
+
+    def recover(self, now_ns: int) -> bool:
+        """Gives back the slots whose time has come; says whether there were any."""
+        due = min(self.eased, (now_ns - self._eased_ns) // _SLOT_BACK_NS)
+        if due <= 0:
+            return False
+        self.eased -= due
+        self.slots += due
+        self._eased_ns += due * _SLOT_BACK_NS
+        return True
+
+    def _set_part(self, slots: int) -> None:
+        """`slots` are this node's; what is eased stays so, as far as at least one is left."""
+        self.slots_part = slots
+        self.eased = max(0, min(self.eased, slots - 1))
+        self.slots = slots - self.eased
 
     def remaining(self, entry: InflightRow, now_ns: int) -> tuple[int, int]:
         """(slots free now, one second where some are held: see above)."""

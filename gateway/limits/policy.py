@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gateway.limits.inflight import InflightRow
 from gateway.limits.verdict import NEVER, ROOM, Entry, Limit, Reject
 
 __all__ = ["COST_OVER_BURST", "FULL", "OTHERS_WAIT", "LimitSet", "Refusal", "Rule"]
@@ -156,6 +157,16 @@ class LimitSet:
         """An admitted request is over: its in-flight slots are free. Look at their queues then."""
         for i in self._in_flight:
             entries[i].give_back(costs[i], now_ns)
+
+    def ease(self, entries: Sequence[Entry], now_ns: int) -> None:
+        """The upstream found too many requests under way at a time: its slots become fewer.
+
+        To be called while the request that was told so still holds its own.
+        """
+        for i in self._in_flight:
+            row = entries[i]
+            if isinstance(row, InflightRow):
+                row.limit.ease(row.used, now_ns)
 
     def fields(self, entries: Sequence[Entry], now_ns: int) -> list[tuple[bytes, bytes]]:
         """RateLimit-Policy and RateLimit of these rows (draft-ietf-httpapi-ratelimit-headers-10).

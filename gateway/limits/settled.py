@@ -78,6 +78,18 @@ class SettledRow:
         inner: Any = self.inner
         inner.clear(now_ns)
 
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        """Takes over what the upstream says is left, if it is less than ours with the credit."""
+        inner: Any = self.inner
+        free, _ = self.limit.inner.remaining(inner, now_ns)
+        if inner.learn(remaining, sent_ns, now_ns):
+            self.credit = 0
+            return True
+        if remaining >= free + self.credit:
+            return False
+        self.credit = max(0, remaining - free)
+        return True
+
     def settle(self, reserved: int, told: int, now_ns: int) -> None:
         """The response told its true cost: the difference to `reserved` is debt or credit.
 

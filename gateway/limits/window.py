@@ -66,12 +66,20 @@ class WindowRow:
         """The operator forgives: nothing was used, debt neither, and the window goes on."""
         self.used = 0
 
-    def learn(self, remaining: int, now_ns: int) -> bool:
-        """Takes over what the upstream says is left, if it is less than ours; says whether."""
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        """Takes over what the upstream says is left, if it is less than ours; says whether.
+
+        What it says is as of `sent_ns`; about a window that is over it says nothing.
+        """
+        limit = self.limit
         used, end_ns = self.used, self.end_ns
         if now_ns >= end_ns:
-            used, end_ns = self.limit.next_window(used, end_ns, now_ns)
-        told = self.limit.quota - max(0, remaining)
+            if sent_ns < end_ns:
+                return False
+            used, end_ns = limit.next_window(used, end_ns, now_ns)
+        elif sent_ns < end_ns - limit.period_ns:
+            return False
+        told = limit.quota - even_share(max(0, remaining), limit.members, limit.rank)
         if told <= used:
             return False
         self.used, self.end_ns = told, end_ns
@@ -90,9 +98,11 @@ class Window(StickTable[WindowRow]):
         "aligned",
         "arrived",
         "dry_run",
+        "members",
         "name",
         "period_ns",
         "quota",
+        "rank",
         "wall_offset_ns",
     )
 
@@ -116,6 +126,8 @@ class Window(StickTable[WindowRow]):
         self.wall_offset_ns = wall_offset_ns
         self.period_ns = period_ns  # part of the limit's identity: a change makes a new limit
         self.arrived = 0  # tokens asked for, each request once
+        self.members = 1  # among whom the quota is split; this node is number `rank` of them
+        self.rank = 0
         self.configure(count)
 
     def configure(self, count: int) -> None:
@@ -128,6 +140,8 @@ class Window(StickTable[WindowRow]):
     def split(self, members: int, rank: int) -> None:
         """Takes this node's even part of the quota (`sync = "local"`); it may be 0."""
         self.quota = even_share(self._count, members, rank)
+        self.members = members
+        self.rank = rank
 
     def next_window(self, used: int, end_ns: int, now_ns: int) -> tuple[int, int]:
         """(tokens already used, end) of the window at `now_ns`, where the last ended at `end_ns`.

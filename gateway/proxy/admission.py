@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.breaker.outcome import Outcome
-from gateway.breaker.signals import PASS, Decision, Signal, read_signal
+from gateway.breaker.signals import ADDRESS, PASS, Decision, Signal, read_signal
 from gateway.breaker.states import GO, Cause
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase
@@ -71,6 +71,7 @@ class Admittee:
         "blocker",
         "certificate_names",
         "client",
+        "connected_ns",
         "costs",
         "entries",
         "fields",
@@ -110,6 +111,7 @@ class Admittee:
         self.asked_ns = 0  # when its current send was first asked for
         self.wait_until_ns = 0
         self.waited_ns = 0
+        self.connected_ns = 0  # when its current send went out
         self.blocker: Any = None  # where it stands; None while it does not wait
         self.refusal: Refusal | None = None
         self.last_blocked: Blocked | None = None
@@ -264,20 +266,14 @@ def answered(
     breakers = upstream.breakers
     changes: Sequence[Change]
     signal = PASS
-    if status >= 400 or body is not None or upstream.profile.preempt:
+    lessons = upstream.lessons
+    if status >= 400 or now_ns >= lessons.look_ns or body is not None:
+        lessons.looked(now_ns)
         signal = read_signal(status, head.fields, upstream.profile, worker.wall_ns(), body)
+        if signal.advertised is not None:
+            lessons.hear(exchange.keys, signal.advertised, exchange.connected_ns, now_ns)
         if signal.pauses:
-            counts.throttled += 1
-            changes = breakers.throttled(
-                exchange.credential(),
-                exchange.sent_epochs,
-                signal.wait_ns,
-                now_ns,
-                worker.chance(),
-                trials,
-                signal.learns,
-                lambda: worker.mesh.others_per_s(upstream),
-            )
+            changes = _throttled_slow(exchange, signal, trials, now_ns)
         elif signal.decision is Decision.NO_RETRY and trials:
             # It says nothing about what opened the breaker: another trial may go.
             changes = ()
@@ -301,6 +297,35 @@ def tunnelled(exchange: Admittee, now_ns: int) -> None:
     changes = upstream.breakers.succeeded(exchange.sent_epochs, now_ns, trials)
     if changes:
         pauses.report(exchange.worker, upstream, changes, now_ns)
+
+
+def _throttled_slow(
+    exchange: Admittee, signal: Signal, trials: Sequence[Trial], now_ns: int
+) -> Sequence[Change]:
+    """The upstream asked for a pause: counts it, and tells whom it concerns."""
+    upstream = exchange.upstream
+    counts = upstream.counts
+    worker = exchange.worker
+    if signal.decision is Decision.PREEMPT:
+        counts.preempted += 1
+    else:
+        counts.throttled += 1
+    if signal.scope is not None:
+        counts.count_scope(signal.scope)
+    if signal.concurrency:
+        upstream.limit_set.ease(exchange.entries, now_ns)
+    return upstream.breakers.throttled(
+        # A ban of this gateway's address concerns whoever sends from here.
+        None if signal.scope == ADDRESS else exchange.credential(),
+        exchange.sent_epochs,
+        signal.wait_ns,
+        now_ns,
+        worker.chance(),
+        trials,
+        # Too many at a time is not too many in a time: the rate was right.
+        signal.learns and not signal.concurrency,
+        lambda: worker.mesh.others_per_s(upstream),
+    )
 
 
 def failed(exchange: Admittee, error: GatewayError, now_ns: int) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.breaker.table import BreakerTable
     from gateway.h1.forward import FieldRules
     from gateway.limits.inflight import InflightRow
+    from gateway.limits.lessons import Lessons
     from gateway.limits.policy import LimitSet
     from gateway.limits.verdict import Limit
     from gateway.proxy.admission import Admittee
@@ -105,6 +106,8 @@ class LimitUse(NamedTuple):
 # tried again, and an outage is not multiplied.
 RETRY_CREDIT_MAX = 10.0
 
+SCOPES_MAX = 32  # names of scopes that are told apart, each a label of a metric
+
 
 class AccessRecord(NamedTuple):
     """What the access log gets of an exchange; durations are nanoseconds."""
@@ -138,11 +141,13 @@ class UpstreamCounts:
         "failed",
         "paused",
         "pauses",
+        "preempted",
         "refused",
         "requests",
         "responses",
         "retried",
         "retry_credit",
+        "scopes",
         "slow_head_ns",
         "throttled",
         "trials",
@@ -164,8 +169,17 @@ class UpstreamCounts:
         self.retried = 0
         self.retry_credit = RETRY_CREDIT_MAX
         self.throttled = 0
+        self.preempted = 0  # pauses before a refusal, because a success said that nothing is left
+        self.scopes: dict[str, int] = {}  # what throttles said that they concern
         self.trials = 0
         self.responses = [0] * 6  # by the first digit of the status
+
+    def count_scope(self, scope: str) -> None:
+        """Counts what a throttle concerns. The upstream chooses the name, so there is a bound."""
+        scopes = self.scopes
+        if scope not in scopes and len(scopes) >= SCOPES_MAX:
+            scope = "other"
+        scopes[scope] = scopes.get(scope, 0) + 1
 
 
 class Upstream:
@@ -179,6 +193,7 @@ class Upstream:
         "fixed_costs",
         "fixed_keys",
         "host_header",
+        "lessons",
         "limit_set",
         "limit_uses",
         "name",
@@ -199,6 +214,7 @@ class Upstream:
     host_header: bytes | None
     pool: Pool
     limit_set: LimitSet
+    lessons: Lessons
     limit_uses: tuple[LimitUse, ...]
     slots: InflightRow  # its connections, each exchange that was admitted holds one
     fixed_keys: tuple[bytes, ...] | None  # None: keys or costs differ from request to request

@@ -38,7 +38,6 @@ class Respondent(admission.Admittee):
         "_named",
         "bytes_in",
         "bytes_out",
-        "connected_ns",
         "connection",
         "downstream",
         "request_done",
@@ -64,7 +63,6 @@ class Respondent(admission.Admittee):
         self._named: frozenset[bytes] = frozenset()  # by the response's Connection
         self.bytes_in = 0
         self.bytes_out = 0
-        self.connected_ns = 0
         self.response_ns = 0
 
     # What the other half gives.

@@ -61,6 +61,8 @@ class Host(Protocol):
 
     def row_gone(self, row: MeshRow) -> None: ...
 
+    def advertise(self, row: MeshRow, left: float, now_ns: int) -> None: ...
+
     def wake(self) -> None: ...
 
 
@@ -100,6 +102,7 @@ class MeshLimit:
         self.next_tick_ns = 0  # meaningful while rows are active
         self.evicted = 0
         self.started_full = 0
+        self.lowered = 0  # levels raised by what an upstream told a peer
         self._host = host
         self._config = config
         self._rows: OrderedDict[bytes, MeshRow] = OrderedDict()
@@ -224,6 +227,7 @@ class MeshLimit:
             "active_rows": len(self._active),
             "evicted": self.evicted,
             "started_full": self.started_full,
+            "lowered": self.lowered,
         }
 
     def reconfigure(
@@ -269,6 +273,10 @@ class MeshLimit:
             row.urgent = True
             self.urgent.append(row)
             self._host.wake()
+
+    def advertise(self, row: MeshRow, left: float, now_ns: int) -> None:
+        """The upstream said that `left` tokens are left to all, fewer than we thought."""
+        self._host.advertise(row, left, now_ns)
 
     def tick(self, now_ns: int, calm: list[MeshRow], contended: list[MeshRow]) -> None:
         """Ticks the active rows, some at a time, and sorts those that have something to tell."""

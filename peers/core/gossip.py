@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 from peers.core.chance import Chance
-from peers.core.config import SECOND, Config
+from peers.core.config import MS, SECOND, Config
 from peers.core.counters import MeshLimit, Rule, Surroundings
 from peers.core.outbox import Outbox
 from peers.core.rows import MeshRow
@@ -33,6 +33,10 @@ _DIGEST_ROWS = 40
 # Announced limits in one round of two seconds; a configuration has tens.
 _RULES_PER_ROUND = 120
 _EXPIRE_NS = 5 * SECOND
+# What upstreams say is told at most so often, the newest for each key: as often as a key's own
+# counts at the fastest cadence. An entry is a key and a small number.
+_ADVERTISE_NS = 25 * MS
+_ADVERTISED_BYTES = 14
 
 
 class _Stray:
@@ -86,6 +90,8 @@ class Counters:
         self._digest_round: list[MeshRow] = []
         self._rules_round: list[MeshLimit] = []
         self._expire_ns = now_ns + _EXPIRE_NS
+        self._advertised: dict[MeshRow, tuple[float, int]] = {}  # tokens left, and when
+        self._advertise_ns = now_ns
 
     # -- limits
 
@@ -162,6 +168,13 @@ class Counters:
     def row_gone(self, row: MeshRow) -> None:
         if self._rows.get(row.key64) is row:
             del self._rows[row.key64]
+        self._advertised.pop(row, None)
+
+    def advertise(self, row: MeshRow, left: float, now_ns: int) -> None:
+        """The upstream told this node what is left: the others hear it before it tells them."""
+        if self._surroundings.members > 1:
+            self._advertised[row] = (left, now_ns)
+            self.wake()
 
     def wake(self) -> None:
         if self.on_wake is not None:
@@ -184,6 +197,8 @@ class Counters:
 
     def next_wake_ns(self, now_ns: int) -> int:
         wake_ns = min(self._digest_ns, self._expire_ns)
+        if self._advertised:
+            wake_ns = min(wake_ns, max(now_ns, self._advertise_ns))
         for limit in self._limits.values():
             due_ns = limit.next_wake_ns(now_ns)
             if due_ns is not None and due_ns < wake_ns:
@@ -197,6 +212,8 @@ class Counters:
 
         A joiner says nothing of its rows: peers would take their presumed levels for news.
         """
+        if self._advertised and now_ns >= self._advertise_ns:
+            self._tell_advertised(now_ns, peers)
         urgent, contended, calm = self._urgent, self._contended, self._calm
         if not (urgent or contended or calm):
             return
@@ -233,6 +250,21 @@ class Counters:
         items = [pack(row.tell(now_ns)) for row in rows]
         self.entries_sent += len(items)
         for frame in _frames(items, FRAMES_BYTES_MAX):
+            self._outbox.send_all(frame)
+
+    def _tell_advertised(self, now_ns: int, peers: int) -> None:
+        """What the upstream said, with what has drained since. Told once: where it is lost, peers
+        that use the key hear it from the upstream, and levels creep towards each other."""
+        advertised, self._advertised = self._advertised, {}
+        self._advertise_ns = now_ns + _ADVERTISE_NS
+        if peers == 0 or self.joining:
+            return
+        items = [
+            pack((row.key64, int((left + (now_ns - told_ns) * row.limit.rate) * 16)))
+            for row, (left, told_ns) in advertised.items()
+        ]
+        self._budget -= len(items) * _ADVERTISED_BYTES * peers
+        for frame in _frames(items, FRAMES_BYTES_MAX, Kind.ADVERTISED):
             self._outbox.send_all(frame)
 
     def _allowance(self, now_ns: int, peers: int) -> int:
@@ -278,6 +310,13 @@ class Counters:
                     row.limit.activate(row, now_ns)
                 if row.waiting is not None:
                     self.changed[row] = None
+
+    def advertised_heard(self, items: Sequence[tuple[int, int]], now_ns: int) -> None:
+        """What an upstream told a peer. A row that is made later starts at the peers' level."""
+        for key, left_16 in items:
+            row = self._rows.get(key)
+            if row is not None and row.lower(left_16 / 16, now_ns):
+                row.limit.lowered += 1
 
     def snapshot_heard(
         self, node: bytes, boot: int, seq: int, entries: Sequence[Entry], now_ns: int

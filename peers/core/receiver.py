@@ -76,6 +76,7 @@ class Receiver:
             Kind.HEARTBEAT: self._on_heartbeat,
             Kind.COUNTERS: self._on_counters,
             Kind.LIMITS: self._on_limits,
+            Kind.ADVERTISED: self._on_advertised,
             Kind.BREAKERS: self._on_breakers,
             Kind.BREAKER_PULL: self._on_breaker_pull,
             Kind.CLAIM: self._on_claim,
@@ -155,6 +156,9 @@ class Receiver:
 
     def _on_limits(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._counters.rules_heard(origin.node, frame[1:])
+
+    def _on_advertised(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._counters.advertised_heard(frame[1:], now_ns)
 
     def _on_breakers(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._breakers.events_heard(frame[1:], now_ns)

@@ -34,6 +34,9 @@ _RETRY_MIN_NS = 1 * MS
 _PEER_RATE_TAU_NS = 3.0 * SECOND
 # A closed limit (on_partition) is asked again when membership may have changed.
 _CLOSED_RETRY_NS = 1 * SECOND
+# What an upstream says is left is rounded down: a part of a token is no difference. (Levels are
+# sums of floats: a difference of one token may come out as a little less.)
+_WHOLE_TOKEN = 1.0 - 1e-6
 # How often "I am idle" is told, 250 ms apart; with 20 % loss all are lost once in 125 times, and
 # then the digest tells it.
 _IDLE_TELLINGS = 3
@@ -59,6 +62,8 @@ class MeshRow:
         "_silence_ns",
         "_spare",
         "_tick_ns",
+        "_told_more",
+        "_told_ns",
         "_x",
         "_x_until_ns",
         "active",
@@ -100,6 +105,8 @@ class MeshRow:
         self._tick_ns = now_ns
         self._silence_ns = now_ns  # no peer is silent before
         self._sent: list[tuple[int, int, float]] = []  # when, own, demand: as told to peers
+        self._told_more = 0.0  # tokens that the upstream had counted and we had not
+        self._told_ns = 0  # and when it last said so
         self._quota = 0.0
         self._spare = False
         self._x = 0.5
@@ -212,7 +219,37 @@ class MeshRow:
         self._drain(now_ns)
         self._level = 0.0
 
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        """Takes over what the upstream says is left, if it is less than ours; says whether.
+
+        What it says is as of `sent_ns` and has drained since. Peers are told what is left, never
+        what is missing: all of them may have heard the same from the upstream.
+        """
+        left = max(0, remaining) + max(0, now_ns - sent_ns) * self.limit.rate
+        if not self.lower(left, now_ns):
+            return False
+        self.limit.advertise(self, left, now_ns)
+        return True
+
     # -- the mesh's side
+
+    def lower(self, left: float, now_ns: int) -> bool:
+        """Leaves at most `left` of the burst, if that is a token less than now; says whether.
+
+        The greater of two levels counts and not their sum, so hearing the same from the upstream,
+        from two peers and from a copied datagram is hearing it once.
+        """
+        self._drain(now_ns)
+        level = self.limit.effective.burst - left
+        more = level - self._level
+        if more < _WHOLE_TOKEN:
+            return False
+        if now_ns - self._told_ns > self.limit.horizon_ns:
+            self._told_more = 0.0
+        self._told_more += more
+        self._told_ns = now_ns
+        self._level = level
+        return True
 
     def tick(self, now_ns: int) -> int:
         """Brings demand and silent peers up to date; returns what is Due.
@@ -308,6 +345,7 @@ class MeshRow:
         limit = self.limit
         peer = self.peers.get(node)
         gain = 0.5
+        counted = 0.0
         if peer is None:
             peer = self.peers[node] = PeerShare(boot, gen, now_ns)
             grown = delta
@@ -322,6 +360,8 @@ class MeshRow:
                 return False
             grown = total - peer.count
             elapsed_ns = now_ns - peer.heard_ns
+            if self._told_more > 0.0 and peer.heard_ns < self._told_ns:
+                counted = self._counted(grown, peer.heard_ns, now_ns)
             if elapsed_ns > 0:
                 part = -expm1(-elapsed_ns / _PEER_RATE_TAU_NS)
                 peer.rate += (grown / elapsed_ns - peer.rate) * part
@@ -338,7 +378,7 @@ class MeshRow:
         if demand != peer.demand:
             self.peers_sum = max(0.0, self.peers_sum + demand - peer.demand)
             peer.demand = demand
-        level = self.level(now_ns) + grown - peer.phantom
+        level = self.level(now_ns) + grown - peer.phantom - counted
         if peer.excused:
             peer.excused = False
             forgiven = min(float(grown), self._excused)
@@ -355,6 +395,14 @@ class MeshRow:
         self._level = max(0.0, min(level, limit.level_max))
         self._level_ns = max(now_ns, self._level_ns)
         return True
+
+    def _counted(self, grown: int, heard_ns: int, now_ns: int) -> float:
+        """How much of a peer's news is in what the upstream has told already: the part from before
+        it was told, of what the peer admitted evenly since it was heard last."""
+        before = (self._told_ns - heard_ns) / (now_ns - heard_ns) if now_ns > heard_ns else 0.0
+        counted = min(grown * min(1.0, before), self._told_more)
+        self._told_more -= counted
+        return counted
 
     def forget_peer(self, node: bytes) -> None:
         """The peer said good-bye: it wants nothing and spends nothing any more."""

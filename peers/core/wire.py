@@ -82,6 +82,7 @@ class Kind(enum.IntEnum):
     CLAIM = 13  # [scope, epoch, remaining_ms, origin, number]
     SNAPSHOT_REQUEST = 14  # [nonce]
     SNAPSHOT_PART = 15  # [nonce, last]
+    ADVERTISED = 16  # [(key, left_16)...]
 
 
 class Head(NamedTuple):
@@ -129,6 +130,7 @@ _SHAPES: dict[int, tuple[tuple[_Field, ...], tuple[_Field, ...] | None]] = {
     Kind.LIMITS: ((), _LIMIT),
     Kind.BREAKERS: ((), _BREAKER),
     Kind.BREAKER_PULL: ((), None),
+    Kind.ADVERTISED: ((), (_U64, _U63)),
     Kind.CLAIM: ((_SCOPE, _U32, _U32, _NODE, _U64), None),
     Kind.SNAPSHOT_REQUEST: (((bytes, 8, 8),), None),
     Kind.SNAPSHOT_PART: (((bytes, 8, 8), _BOOL), None),

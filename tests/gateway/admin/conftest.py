@@ -14,6 +14,7 @@ from gateway.clock import SECOND, monotonic_ns
 from gateway.conf.load import load
 from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
+from gateway.limits.lessons import Lesson, Lessons
 from gateway.limits.policy import LimitSet, Rule
 from gateway.limits.window import Window
 from gateway.mesh import NoMesh
@@ -67,6 +68,8 @@ def make_served(tmp_path: Path) -> Callable[..., Any]:
                 Rule(Inflight("open", 200), 200, 0, in_flight=True),
             ]
         )
+        limits = upstream.limit_set.limits
+        upstream.lessons = Lessons({0: Lesson(limits[0], adopts=False)})
         upstream.slots = Inflight("connections", 200).entry(b"", now_ns)
         upstream.slots.take(3, now_ns)
         upstream.pool = SimpleNamespace(idle_count=2, open_count=3, dialling_count=1)  # type: ignore[assignment]

@@ -94,6 +94,31 @@ def test_limits_and_breakers_are_exposed(make_served: MakeServed) -> None:
     assert value(samples, "egressd_credentials_paused", upstream="api") == 1
 
 
+def test_what_the_upstream_advertises_is_exposed(make_served: MakeServed) -> None:
+    served = make_served()
+    upstream = served.worker.runtime.upstreams["api"]
+    account = {"upstream": "api", "limit": "account"}
+    assert all(name != "egressd_limit_advertised_tokens" for name, _ in scrape(served))
+    now_ns = monotonic_ns()
+    upstream.lessons.hear([b""], (100, 3, None), now_ns, now_ns)
+    upstream.counts.count_scope("endpoint")
+    samples = scrape(served)
+    name = "egressd_limit_advertised_tokens"
+    told = {f: value(samples, name, **account, figure=f) for f in ("limit", "remaining", "free")}
+    assert told == {"limit": 100, "remaining": 3, "free": 5}
+    assert value(samples, "egressd_limit_adoptions_total", **account) == 0
+    scope = {"upstream": "api", "scope": "endpoint"}
+    assert value(samples, "egressd_throttle_scopes_total", **scope) == 1
+
+
+def test_scopes_that_the_upstream_makes_up_are_bounded(make_served: MakeServed) -> None:
+    counts = make_served().worker.runtime.upstreams["api"].counts
+    for i in range(500):
+        counts.count_scope(f"bucket-{i}")
+    assert len(counts.scopes) == 33
+    assert counts.scopes["other"] == 468
+
+
 def test_names_have_the_prefix_and_nothing_is_labelled_by_key(make_served: MakeServed) -> None:
     served = make_served()
     quota = served.worker.runtime.upstreams["api"].limit_set.limits[1]

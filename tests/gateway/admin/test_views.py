@@ -38,17 +38,19 @@ def test_the_document_is_plain_and_complete(make_served: MakeServed) -> None:
 def test_counts_are_shown_as_counted(make_served: MakeServed) -> None:
     served = make_served()
     counts = served.worker.runtime.upstreams["api"].counts
-    shown_otherwise = {"responses", "wait_ns", "slow_head_ns", "retry_credit"}
+    shown_otherwise = {"responses", "scopes", "wait_ns", "slow_head_ns", "retry_credit"}
     names = set(type(counts).__slots__) - shown_otherwise
     for number, name in enumerate(sorted(names), start=1):
         setattr(counts, name, number)
     counts.responses = [0, 1, 2, 3, 4, 5]
+    counts.scopes = {"global": 3}
     counts.wait_ns = 1_500 * MS
     counts.slow_head_ns = 20 * MS
     api = node_document(served)["upstreams"]["api"]
     for name in names:
         assert api[name] == getattr(counts, name)
     assert api["responses"] == {"1xx": 1, "2xx": 2, "3xx": 3, "4xx": 4, "5xx": 5}
+    assert api["throttle_scopes"] == {"global": 3}
     assert (api["wait_s"], api["slow_head_ms"]) == (1.5, 20.0)
 
 

@@ -42,10 +42,6 @@ CASES = {
         RATE + 'algorithm = "window"',
         "6: upstream.a.limit.0.algorithm",
     ),
-    ("upstream.*.limit.*.learn", '"adopt"'): (
-        RATE + 'learn = "adopt"',
-        "6: upstream.a.limit.0.learn",
-    ),
     ("upstream.*.spool", ""): (A + "[upstream.a.spool]", "3: upstream.a.spool"),
     ("spool", ""): ("[spool]", "1: spool"),
     ("redis", ""): (REDIS, "1: redis"),
@@ -98,9 +94,9 @@ def test_a_value_that_is_wrong_by_itself_hides_no_other(judged: Judged) -> None:
 
 def test_every_limit_of_every_upstream_is_looked_at(judged: Judged) -> None:
     other = RATE.replace(".a", ".b")
-    learning = '[[upstream.b.limit]]\nname = "m"\nrate = "1/s"\nlearn = "adopt"\n'
-    (fault,) = judged(RATE + other + learning)
-    assert fault.startswith('14: upstream.b.limit.1.learn: "adopt" is not available in this ')
+    exact = '[[upstream.b.limit]]\nname = "m"\nrate = "1/s"\nsync = "exact"\n'
+    (fault,) = judged(RATE + other + exact)
+    assert fault.startswith('14: upstream.b.limit.1.sync: "exact" is not available in this ')
 
 
 def test_what_it_has_is_no_fault(judged: Judged) -> None:
@@ -109,7 +105,7 @@ def test_what_it_has_is_no_fault(judged: Judged) -> None:
         'node.workers = 1\nadmin.bind = "unix:/a"\nforward.allow = []\n'
         '[upstream.a]\norigin = "https://a"\nprotocol = "http/1.1"\ntunnel = false\n'
         "wait.prefer = false\nretry.on = []\nlimit = [\n"
-        '  { name = "a", rate = "1/s", sync = "mesh", learn = "observe", cost = 1 },\n'
+        '  { name = "a", rate = "1/s", sync = "mesh", learn = "adopt", cost = 1 },\n'
         '  { name = "b", rate = "1/s", sync = "local", cost = { header = "X-Cost" } },\n'
         '  { name = "c", rate = "1/s", sync = "local", algorithm = "window", learn = "off" },\n'
         '  { name = "d", in_flight = 1 },\n  { name = "e", in_flight = 1, sync = "local" },\n'

@@ -147,10 +147,36 @@ def test_filling_one_row_leaves_the_others() -> None:
 
 def test_learning_takes_a_lower_figure_only() -> None:
     _, row = made(count=10, burst=5)
-    assert not row.learn(7, T0)
-    assert row.learn(2, T0)
-    assert not row.learn(3, T0)
+    assert not row.learn(7, T0, T0)
+    assert row.learn(2, T0, T0)
+    assert not row.learn(3, T0, T0)
     assert take_all(row, T0) == 2
+
+
+def test_what_is_learned_is_as_of_when_the_request_was_sent() -> None:
+    """Half a second ago 1 of 5 was left; 2 tokens a second have come free since: 2 are left."""
+    limit, row = made(count=2, burst=5)
+    row.take(1, T0)
+    assert row.learn(1, T0, T0 + S // 2)
+    assert limit.remaining(row, T0 + S // 2)[0] == 2
+    assert not row.learn(0, T0, T0 + 3 * S)  # all of it has drained
+
+
+def test_what_is_in_flight_is_not_counted_twice() -> None:
+    """Three were sent; the first one's answer knows of itself only, and says what we know."""
+    limit, row = made(count=1, burst=10)
+    for _ in range(3):
+        row.take(1, T0)
+    assert not row.learn(9, T0, T0)
+    assert not row.learn(7, T0, T0)
+    assert limit.remaining(row, T0)[0] == 7
+
+
+def test_a_split_limit_learns_its_part() -> None:
+    limit, row = made(count=100, burst=100)
+    limit.split(4, 0, T0)
+    assert row.learn(41, T0, T0)
+    assert limit.remaining(row, T0)[0] == 11  # 41 = 11 + 10 + 10 + 10
 
 
 def test_remaining() -> None:

@@ -68,3 +68,41 @@ def test_rows_with_slots_held_stay() -> None:
 def test_less_than_one_slot_is_refused() -> None:
     with pytest.raises(ValueError):
         Inflight("open", 0)
+
+
+def test_too_many_at_a_time_are_fewer_from_then_on() -> None:
+    limit = Inflight("open", 8)
+    row = limit.entry(b"", 0)
+    row.take(6, 0)
+    limit.ease(row.used, 0)
+    assert (limit.slots, row.ask(1, 0)) == (5, S)
+    row.give_back(2, 0)
+    assert row.ask(1, 0) == ROOM
+    row.take(1, 0)
+    limit.ease(row.used, S)
+    assert limit.slots == 4
+    # One slot in ten seconds, looked at when it is wanted.
+    assert row.ask(1, 10 * S) == S
+    assert row.ask(1, 11 * S) == S  # five in use, five slots
+    row.give_back(5, 11 * S)
+    row.take(5, 50 * S)
+    for _ in range(3):
+        assert row.ask(1, 60 * S) == ROOM
+        row.take(1, 60 * S)
+    assert (limit.slots, limit.eased) == (8, 0)
+    assert row.ask(1, 60 * S) == S
+
+
+def test_easing_leaves_one_slot_and_never_adds_any() -> None:
+    limit = Inflight("open", 3)
+    row = limit.entry(b"", 0)
+    for _ in range(9):
+        limit.ease(1, 0)
+    assert (limit.slots, row.ask(1, 0)) == (1, ROOM)
+    assert row.ask(2, 0) == S  # it waits: two are what the limit gives when all is well
+    limit.ease(9, 0)
+    assert limit.slots == 1
+    limit.split(3, 0)
+    assert (limit.slots, limit.eased) == (1, 0)
+    limit.configure(5)
+    assert limit.slots == 5

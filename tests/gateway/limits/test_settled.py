@@ -123,3 +123,26 @@ def test_clearing_a_row_leaves_its_credit() -> None:
     row.settle(50, 20, 0)
     row.clear(0)
     assert (inner.entry(b"", 0).level(0), row.credit) == (0.0, 30)
+
+
+def test_learning_counts_the_credit_as_left() -> None:
+    limit, inner = made(burst=10)
+    row = limit.entry(b"", 0)
+    row.take(10, 0)
+    row.settle(10, 4, 0)
+    assert not row.learn(6, 0, 0)  # nothing in the bucket, six of credit
+    assert row.learn(2, 0, 0)
+    assert limit.remaining(row, 0) == (2, inner.remaining(inner.entry(b"", 0), 0)[1])
+    row.settle(10, 4, 0)
+    assert row.learn(0, 0, 0)
+    assert limit.remaining(row, 0)[0] == 0
+
+
+def test_a_lower_figure_than_the_buckets_ends_the_credit() -> None:
+    limit, _ = made(burst=10)
+    row = limit.entry(b"", 0)
+    row.take(4, 0)
+    row.settle(4, 1, 0)
+    assert limit.remaining(row, 0)[0] == 9
+    assert row.learn(5, 0, 0)
+    assert limit.remaining(row, 0)[0] == 5

@@ -125,9 +125,28 @@ def test_a_new_quota_keeps_what_is_used() -> None:
 
 def test_learning_takes_a_lower_figure_only() -> None:
     row = Window("w", 10, S).entry(b"", T0)
-    assert row.learn(4, T0)
-    assert not row.learn(6, T0)
+    assert row.learn(4, T0, T0)
+    assert not row.learn(6, T0, T0)
     assert take_all(row, T0) == 4
+
+
+def test_a_window_learns_nothing_about_the_last_one() -> None:
+    row = Window("w", 10, S).entry(b"", T0)
+    row.take(1, T0)
+    assert not row.learn(0, T0, T0 + S)  # its time is over, and nobody has opened the next one
+    row.take(1, T0 + S)
+    assert not row.learn(0, T0 + S // 2, T0 + S + S // 2)
+    assert row.learn(3, T0 + S, T0 + S + S // 2)
+    assert take_all(row, T0 + S + S // 2) == 3
+
+
+def test_a_split_window_learns_its_part() -> None:
+    limit = Window("w", 100, S)
+    limit.split(4, 3)
+    row = limit.entry(b"", T0)
+    row.take(1, T0)
+    assert row.learn(41, T0, T0)
+    assert take_all(row, T0) == 10
 
 
 def test_remaining() -> None:

@@ -457,3 +457,45 @@ def test_a_mesh_table_shows_its_keys_and_forgets_that_it_was_crowded() -> None:
     limit.forgive()
     limit.keys_max = 9  # otherwise the next eviction crowds it again
     assert limit.entry(b"e", NOW).level(NOW) == 0.0
+
+
+# What an upstream says is left.
+
+
+def test_a_lower_figure_is_taken_over_and_a_higher_one_is_not() -> None:
+    limit = make_limit(members=2, rate=100, burst=100)
+    row = limit.entry(b"", NOW)
+    row.take(10, NOW)
+    assert not row.learn(95, NOW, NOW)
+    assert not row.learn(90, NOW, NOW)
+    assert row.learn(40, NOW, NOW)
+    assert row.level(NOW) == pytest.approx(60)
+    assert not row.learn(40, NOW, NOW)
+    assert row.own == 10  # it is nobody's admission
+    # As of when its request was sent: what drained since is not taken once more.
+    assert not row.learn(40, NOW, NOW + SECOND // 10)
+    assert row.level(NOW + SECOND // 10) == pytest.approx(50)
+
+
+def test_news_that_the_upstream_had_counted_counts_once() -> None:
+    """The peer took ten tokens; the upstream says so before the peer does."""
+    limit = make_limit(members=2, rate=100, burst=100)
+    row = limit.entry(b"", NOW)
+    assert row.hear(PEER, 1, 1, (0, 1, 5, 5, 0, 0, 80), NOW)
+    later = NOW + 20 * MS
+    assert row.learn(87, later, later)  # 13 tokens: three that had not drained, and the ten
+    assert row.level(later) == pytest.approx(13)
+    assert row.hear(PEER, 1, 2, (0, 1, 15, 10, 0, 0, 13 * 16), later)
+    assert row.level(later) == pytest.approx(13, abs=0.5)
+    assert row.hear(PEER, 1, 3, (0, 1, 20, 5, 0, 0, 18 * 16), later + MS)
+    assert row.level(later + MS) == pytest.approx(17.9, abs=0.5)  # these are new
+
+
+def test_what_a_peer_was_told_lowers_what_is_left_here() -> None:
+    limit = make_limit(members=2, rate=100, burst=100)
+    row = limit.entry(b"", NOW)
+    assert row.lower(30.5, NOW)
+    assert not row.lower(30.5, NOW)
+    assert row.level(NOW) == pytest.approx(69.5)
+    assert not row.lower(float(1 << 60), NOW)
+    assert row.level(NOW) == pytest.approx(69.5)

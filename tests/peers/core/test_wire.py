@@ -35,6 +35,7 @@ GOOD = [
     (Kind.CLAIM, b"s", 1, 5000, b"abcdefgh", 9),
     (Kind.SNAPSHOT_REQUEST, b"nonce..."),
     (Kind.SNAPSHOT_PART, b"nonce...", 1),
+    (Kind.ADVERTISED, (0xFFFFFFFFFFFFFFFF, 0), (1, 160)),
 ]
 
 
@@ -108,7 +109,8 @@ def test_each_number_of_an_entry_has_its_bound(index: int, bad: int) -> None:
 
 @pytest.mark.parametrize("frame", [frame for frame in GOOD if len(frame) > 1], ids=str)
 def test_a_frame_too_short_or_too_long_is_refused(frame: tuple[object, ...]) -> None:
-    if frame[0] not in (Kind.COUNTERS, Kind.LIMITS, Kind.BREAKERS, Kind.MEMBERS):
+    with_items = (Kind.COUNTERS, Kind.LIMITS, Kind.BREAKERS, Kind.MEMBERS, Kind.ADVERTISED)
+    if frame[0] not in with_items:
         assert refusal(payload(frame[:-1])) == Drop.GARBAGE
     assert refusal(payload((*frame, 1))) == Drop.GARBAGE
 
