@@ -82,7 +82,7 @@ class Kind(enum.IntEnum):
     CLAIM = 13  # [scope, epoch, remaining_ms, origin, number]
     SNAPSHOT_REQUEST = 14  # [nonce]
     SNAPSHOT_PART = 15  # [nonce, last]
-    ADVERTISED = 16  # [(key, left_16)...]
+    ADVERTISED = 21  # [(key, left_16)...]
 
 
 class Head(NamedTuple):
