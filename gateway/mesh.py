@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.breaker.states import BreakerState, Cause, Change
-from gateway.clock import SECOND
+from gateway.clock import SECOND, monotonic_ns, wall_ns
 from gateway.limits.peaks import ROWS_MAX, LimitPeaks
 from gateway.limits.settled import unwrapped
 from gateway.proxy import pauses
@@ -29,6 +29,7 @@ from peers.core.events import (
     RowChanged,
     TrialClaimed,
 )
+from peers.core.table import SharedTable
 
 if TYPE_CHECKING:
     from gateway.conf.schema import Conf
@@ -133,17 +134,30 @@ class MeshAdapter:
     def limit(self, identity: str, conf: LimitConf) -> Limit:
         """The mesh-wide limit of that identity, made or given the conf's figures."""
         rate = conf.rate
+        facts: dict[str, Any] = {
+            "name": conf.name,
+            "on_partition": conf.on_partition,
+            "keys_max": conf.keys_max,
+            "dry_run": conf.dry_run,
+        }
         if rate is None:
-            raise ValueError("a mesh-wide limit has a rate")
+            if conf.in_flight is None:
+                raise ValueError("a limit has a rate or slots")
+            return self.node.held_limit(identity, slots=conf.in_flight, **facts)
+        if conf.algorithm == "window":
+            return self.node.window_limit(
+                identity,
+                count=rate.count,
+                period_ns=rate.period_ns,
+                wall_offset_ns=wall_ns() - monotonic_ns() if conf.align == "clock" else None,
+                **facts,
+            )
         return self.node.limit(
             identity,
-            name=conf.name,
             rate_count=rate.count,
             rate_period_ns=rate.period_ns,
             burst=conf.burst,
-            on_partition=conf.on_partition,
-            keys_max=conf.keys_max,
-            dry_run=conf.dry_run,
+            **facts,
         )
 
     def forget(self, identity: str) -> None:
@@ -164,6 +178,8 @@ class MeshAdapter:
     def tick(self, now_ns: int) -> None:
         """A few times a second: watches how full the windows of the shared limits are."""
         for limit in self.node.limits():
+            if not isinstance(limit, MeshLimit):
+                continue  # slots are gauges: there is no rate to be over
             peaks = self._peaks.get(limit.identity)
             if peaks is None:
                 peaks = self._peaks[limit.identity] = LimitPeaks()
@@ -196,9 +212,9 @@ class MeshAdapter:
         """What peers tell of their admissions; the fullest limit is the one that sees them all."""
         limits = [unwrapped(use.limit) for use in upstream.limit_uses]
         sums = [
-            sum(peer.rate for row in limit.rows() for peer in row.peers.values())
+            sum(row.peers_rate for row in limit.rows())
             for limit in limits
-            if isinstance(limit, MeshLimit)
+            if isinstance(limit, SharedTable)
         ]
         return max(sums, default=0.0) * SECOND
 

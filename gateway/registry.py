@@ -18,6 +18,7 @@ from gateway.limits.lessons import Lesson
 from gateway.limits.settled import Settled, unwrapped
 from gateway.limits.window import Window
 from peers.core.counters import MeshLimit
+from peers.core.windows import WindowLimit
 
 if TYPE_CHECKING:
     from gateway.limits.verdict import Limit
@@ -64,7 +65,7 @@ def levers(limit: Limit) -> tuple[Fill | None, Scale | None]:
     limit = unwrapped(limit)
     if isinstance(limit, Gcra):
         return limit.fill, limit.scale
-    if isinstance(limit, MeshLimit):
+    if isinstance(limit, MeshLimit) and not isinstance(limit, WindowLimit):
         mesh_limit = limit
 
         def fill(now_ns: int) -> None:
@@ -95,8 +96,7 @@ class Registry:
     def limit(self, upstream: str, conf: LimitConf) -> Limit:
         """The limit of that identity with the conf's figures, made if there is none."""
         identity = limit_identity(upstream, conf)
-        shared = conf.sync == "mesh" and conf.rate is not None and conf.algorithm == "smooth"
-        if shared and not self._mesh.alone:
+        if conf.sync == "mesh" and not self._mesh.alone:
             self._split.pop(identity, None)
             limit = self._mesh.limit(identity, conf)
         else:

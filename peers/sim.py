@@ -89,12 +89,16 @@ class Client:
     def begin(self, rate: int, burst: int, period_ns: int = SECOND) -> None:
         """Makes the limit (`rate` in `period_ns`) on the node's present life and starts to send."""
         node = self.sim.up
-        self.limit = node.limit(
-            "sim:limit", name="limit", rate_count=rate, rate_period_ns=period_ns, burst=burst
-        )
+        self.limit = self.make_limit(node, rate, burst, period_ns)
         self.row = self.limit.entry(b"", self.bench.now_ns)
         self._queue.clear()
         self._next(node)
+
+    def make_limit(self, node: Node, rate: int, burst: int, period_ns: int) -> MeshLimit:
+        """The limit under test; other kinds of limits override this."""
+        return node.limit(
+            "sim:limit", name="limit", rate_count=rate, rate_period_ns=period_ns, burst=burst
+        )
 
     def flood(self, requests: int) -> None:
         """So many requests beside the others, at random times within 5 ms."""

@@ -261,7 +261,7 @@ def _rows(limit: Any, now_ns: int) -> dict[str, Any]:
         rows_read += 1
         if hasattr(row, "peers"):  # a mesh-wide row
             own += row.own
-            mesh += row.own + sum(peer.count for peer in row.peers.values())
+            mesh += row.mesh_count
         else:
             own += row.taken
             mesh += row.taken

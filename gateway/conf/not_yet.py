@@ -45,18 +45,6 @@ NOT_YET: tuple[Row, ...] = (
     Row("admin.bind", _kind("systemd"), '"systemd:NAME"', 'use "HOST:PORT" or "unix:PATH"'),
     Row("upstream.*.limit.*.sync", _equals("exact"), '"exact"', 'use "mesh" or "local"'),
     Row("upstream.*.limit.*.sync", _equals("redis"), '"redis"', 'use "mesh" or "local"'),
-    Row(
-        "upstream.*.limit.*.sync",
-        lambda value, limit: limit.in_flight is not None and value == "mesh",
-        '"mesh" with `in_flight`',
-        'use "local"',
-    ),
-    Row(
-        "upstream.*.limit.*.algorithm",
-        lambda value, limit: value == "window" and limit.sync == "mesh",
-        'a window with sync = "mesh" (the default)',
-        'use sync = "local"',
-    ),
     Row("upstream.*.spool", _given, "", "leave the table out"),
     Row("spool", _given, "", "leave the table out"),
     Row("redis", _given, "", "leave the table out"),

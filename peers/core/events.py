@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from peers.core.rows import MeshRow
+    from peers.core.share import Row
 
 __all__ = [
     "Address",
@@ -57,7 +57,7 @@ class NameConflict(NamedTuple):
 class RowChanged(NamedTuple):
     """News came for a row whose `waiting` is set: asking again may help now."""
 
-    row: MeshRow
+    row: Row
 
 
 class BreakerOpened(NamedTuple):

@@ -12,20 +12,26 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 from peers.core.chance import Chance
 from peers.core.config import MS, SECOND, Config
 from peers.core.counters import MeshLimit, Rule, Surroundings
 from peers.core.outbox import Outbox
 from peers.core.rows import MeshRow
-from peers.core.share import Entry
-from peers.core.wire import FRAMES_BYTES_MAX, U32, Kind, join_items, pack
+from peers.core.share import Entry, Row
+from peers.core.table import R, SharedTable
+from peers.core.wire import ENTRY_KINDS, FRAMES_BYTES_MAX, U32, Kind, join_items, pack
 
 __all__ = ["Counters", "Entry", "key64"]
 
+T = TypeVar("T", bound=SharedTable[Any])
+
 # An entry's length on average (PROTOCOL.md), for the budget.
 _ENTRY_BYTES = 27
-_ENTRY_BYTES_MAX = 1 + 9 + 5 + 9 + 9 + 5 + 5 + 9
+# The longest is that of a window: key, gen, count, used, lam_100, waiting, total, age.
+_ENTRY_BYTES_MAX = 1 + 9 + 5 + 9 + 9 + 5 + 5 + 9 + 9
 _FRAME_HEAD_BYTES = 4
 _DIGEST_NS = 2 * SECOND
 # One datagram: the slice moves over 1,000 keys in 50 s, 31 x 1.2 kB a slice at 32 members.
@@ -37,15 +43,18 @@ _EXPIRE_NS = 5 * SECOND
 # counts at the fastest cadence. An entry is a key and a small number.
 _ADVERTISE_NS = 25 * MS
 _ADVERTISED_BYTES = 14
+# Whose rows an upstream can tell about: a limit's name says which of the two it is.
+_ADVERTISED_KINDS = (Kind.COUNTERS, Kind.WINDOWS)
 
 
 class _Stray:
     """The newest entry of each peer for a key that has no row here."""
 
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "kind")
 
-    def __init__(self) -> None:
-        self.entries: dict[bytes, tuple[int, int, Entry, int]] = {}  # boot, seq, entry, when
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.entries: dict[bytes, tuple[int, int, Any, int]] = {}  # boot, seq, entry, when
 
 
 def key64(cluster: str, identity: str, key: bytes) -> int:
@@ -69,7 +78,7 @@ class Counters:
     ) -> None:
         self.chance = chance
         self.joining = False
-        self.changed: dict[MeshRow, None] = {}
+        self.changed: dict[Row, None] = {}
         self.on_wake: Callable[[], None] | None = None
         self.entries_sent = 0
         self.entries_received = 0
@@ -77,51 +86,37 @@ class Counters:
         self._config = config
         self._outbox = outbox
         self._surroundings = surroundings
-        self._limits: dict[str, MeshLimit] = {}
-        self._rows: dict[int, MeshRow] = {}
+        self._limits: dict[str, SharedTable[Any]] = {}
+        self._rows: dict[Kind, dict[int, Row]] = {kind: {} for kind in ENTRY_KINDS}
         self._strays: OrderedDict[int, _Stray] = OrderedDict()
         self._gen = 0
-        self._urgent: list[MeshRow] = []
-        self._contended: list[MeshRow] = []
-        self._calm: list[MeshRow] = []
+        self._urgent: list[Row] = []
+        self._contended: list[Row] = []
+        self._calm: list[Row] = []
         self._budget = 0.0
         self._budget_ns = now_ns
         self._digest_ns = now_ns + _DIGEST_NS
-        self._digest_round: list[MeshRow] = []
-        self._rules_round: list[MeshLimit] = []
+        self._digest_round: list[Row] = []
+        self._rules_round: list[SharedTable[Any]] = []
         self._expire_ns = now_ns + _EXPIRE_NS
         self._advertised: dict[MeshRow, tuple[float, int]] = {}  # tokens left, and when
         self._advertise_ns = now_ns
 
     # -- limits
 
-    def limit(
-        self,
-        identity: str,
-        rule: Rule,
-        *,
-        name: str,
-        on_partition: str,
-        keys_max: int,
-        dry_run: bool,
-    ) -> MeshLimit:
+    def limit(self, identity: str, rule: Rule, **facts: Any) -> MeshLimit:
+        """As `table`, of a smooth rate."""
+        return self.table(MeshLimit, identity, rule, **facts)
+
+    def table(self, made: type[T], identity: str, rule: Rule, **facts: Any) -> T:
+        """The limit of this identity: made, or reconfigured in place."""
         limit = self._limits.get(identity)
-        if limit is not None:
-            limit.reconfigure(
-                rule, name=name, on_partition=on_partition, keys_max=keys_max, dry_run=dry_run
-            )
+        if type(limit) is made:
+            limit.reconfigure(rule, **facts)
             return limit
-        limit = self._limits[identity] = MeshLimit(
-            self,
-            self._config,
-            identity,
-            rule,
-            self._surroundings,
-            name=name,
-            on_partition=on_partition,
-            keys_max=keys_max,
-            dry_run=dry_run,
-        )
+        self.forget_limit(identity)
+        limit = made(self, self._config, identity, rule, self._surroundings, **facts)
+        self._limits[identity] = limit
         return limit
 
     def forget_limit(self, identity: str) -> None:
@@ -129,7 +124,7 @@ class Counters:
         if limit is not None:
             limit.drop_all()
 
-    def limits(self) -> list[MeshLimit]:
+    def limits(self) -> list[SharedTable[Any]]:
         return list(self._limits.values())
 
     def retune(self, surroundings: Surroundings) -> None:
@@ -140,7 +135,7 @@ class Counters:
 
     @property
     def rows_count(self) -> int:
-        return len(self._rows)
+        return sum(map(len, self._rows.values()))
 
     @property
     def strays_count(self) -> int:
@@ -148,27 +143,25 @@ class Counters:
 
     # -- what limits ask of their host
 
-    def make_row(self, limit: MeshLimit, key: bytes, now_ns: int) -> MeshRow:
+    def make_row(self, limit: SharedTable[R], key: bytes, now_ns: int) -> R:
         """A new row, with what peers told about its key before it was met here."""
         name = key64(self._config.cluster, limit.identity, key)
         self._gen = (self._gen + 1) & U32
-        row = self._rows[name] = MeshRow(limit, key, name, self._gen, 0.0, now_ns)
+        row = limit.new_row(key, name, self._gen, now_ns)
+        self._rows[limit.kind][name] = row
         stray = self._strays.pop(name, None)
-        if stray is not None:
-            level = 0.0
-            for node, (boot, seq, entry, heard_ns) in stray.entries.items():
-                row.hear(node, boot, seq, entry, heard_ns)
-                drained = (now_ns - heard_ns) * limit.rate
-                level = max(level, entry[6] / 16 - drained)
-            row.start_at(level, now_ns)
+        if stray is not None and stray.kind == limit.kind:
+            row.inherit(stray.entries, now_ns)
             if not row.at_rest:
                 limit.activate(row, now_ns)
         return row
 
-    def row_gone(self, row: MeshRow) -> None:
-        if self._rows.get(row.key64) is row:
-            del self._rows[row.key64]
-        self._advertised.pop(row, None)
+    def row_gone(self, row: Row) -> None:
+        rows = self._rows[row.kind]
+        if rows.get(row.key64) is row:
+            del rows[row.key64]
+        if isinstance(row, MeshRow):
+            self._advertised.pop(row, None)
 
     def advertise(self, row: MeshRow, left: float, now_ns: int) -> None:
         """The upstream told this node what is left: the others hear it before it tells them."""
@@ -231,26 +224,30 @@ class Counters:
         self._send(due, now_ns)
 
     def snapshot(self, now_ns: int, bytes_max: int) -> Iterator[bytes]:
-        """COUNTERS frames of at most `bytes_max` for a joiner: every row that is not at rest.
+        """Frames of entries of at most `bytes_max` for a joiner: every row that is not at rest.
 
-        They note nothing as told: `delta` is 0, since the level in them has everything. Made as
-        they are wanted, some 1,100 rows at a time.
+        They note nothing as told: what is in them is known to all. Made as they are wanted, some
+        1,100 rows at a time.
         """
-        rows = list(self._rows.values())
         step = bytes_max // _ENTRY_BYTES_MAX
-        for start in range(0, len(rows), step):
-            items = [
-                pack(row.picture(now_ns))
-                for row in rows[start : start + step]
-                if not (row.at_rest and row.level(now_ns) <= 0.0)
-            ]
-            yield from _frames(items, bytes_max)
+        for kind, table in self._rows.items():
+            rows = list(table.values())
+            for start in range(0, len(rows), step):
+                items = [
+                    pack(row.picture(now_ns))
+                    for row in rows[start : start + step]
+                    if not (row.at_rest and row.level(now_ns) <= 0.0)
+                ]
+                yield from _frames(items, bytes_max, kind)
 
-    def _send(self, rows: Sequence[MeshRow], now_ns: int) -> None:
-        items = [pack(row.tell(now_ns)) for row in rows]
-        self.entries_sent += len(items)
-        for frame in _frames(items, FRAMES_BYTES_MAX):
-            self._outbox.send_all(frame)
+    def _send(self, rows: Sequence[Row], now_ns: int) -> None:
+        items: dict[Kind, list[bytes]] = {}
+        for row in rows:
+            items.setdefault(row.kind, []).append(pack(row.tell(now_ns)))
+        self.entries_sent += len(rows)
+        for kind, packed in items.items():
+            for frame in _frames(packed, FRAMES_BYTES_MAX, kind):
+                self._outbox.send_all(frame)
 
     def _tell_advertised(self, now_ns: int, peers: int) -> None:
         """What the upstream said, with what has drained since. Told once: where it is lost, peers
@@ -279,11 +276,11 @@ class Counters:
     def _digest(self, now_ns: int) -> None:
         """The next slice of keys, changed or not: what repeats have lost comes right here."""
         if not self._digest_round:
-            self._digest_round = [row for row in self._rows.values() if row.own]
+            self._digest_round = [row for row in self._all_rows() if row.own]
         rows = self._digest_round[-_DIGEST_ROWS:]
         del self._digest_round[-_DIGEST_ROWS:]
         if self._surroundings.members > 1:
-            self._send([row for row in rows if self._rows.get(row.key64) is row], now_ns)
+            self._send([row for row in rows if self._rows[row.kind].get(row.key64) is row], now_ns)
 
     def _announce_rules(self) -> None:
         if not self._rules_round:
@@ -297,43 +294,45 @@ class Counters:
     # -- in
 
     def entries_heard(
-        self, node: bytes, boot: int, seq: int, entries: Sequence[Entry], now_ns: int
+        self, kind: Kind, node: bytes, boot: int, seq: int, entries: Sequence[Any], now_ns: int
     ) -> None:
         self.entries_received += len(entries)
-        rows = self._rows
+        rows = self._rows[kind]
         for entry in entries:
             row = rows.get(entry[0])
             if row is None:
-                self._keep_stray(node, boot, seq, entry, now_ns)
+                self._keep_stray(kind, node, boot, seq, entry, now_ns)
             elif row.hear(node, boot, seq, entry, now_ns):
                 if not row.active:
-                    row.limit.activate(row, now_ns)
+                    row.wake(now_ns)
                 if row.waiting is not None:
                     self.changed[row] = None
 
     def advertised_heard(self, items: Sequence[tuple[int, int]], now_ns: int) -> None:
         """What an upstream told a peer. A row that is made later starts at the peers' level."""
         for key, left_16 in items:
-            row = self._rows.get(key)
-            if row is not None and row.lower(left_16 / 16, now_ns):
-                row.limit.lowered += 1
+            for kind in _ADVERTISED_KINDS:
+                row = self._rows[kind].get(key)
+                if isinstance(row, MeshRow) and row.lower(left_16 / 16, now_ns):
+                    row.limit.lowered += 1
 
     def snapshot_heard(
-        self, node: bytes, boot: int, seq: int, entries: Sequence[Entry], now_ns: int
+        self, kind: Kind, node: bytes, boot: int, seq: int, entries: Sequence[Any], now_ns: int
     ) -> None:
         """Entries of a snapshot: as news, but a row that was presumed full learns its level."""
-        self.entries_heard(node, boot, seq, entries, now_ns)
+        self.entries_heard(kind, node, boot, seq, entries, now_ns)
+        rows = self._rows[kind]
         for entry in entries:
-            row = self._rows.get(entry[0])
+            row = rows.get(entry[0])
             if row is not None:
-                row.presume(entry[6] / 16, now_ns)
+                row.presume(entry, now_ns)
 
-    def joined(self, alone: bool, now_ns: int) -> None:
-        """The time of presuming is over. Where nobody answered there is nobody to have spent."""
+    def joined(self, *, alone: bool, told: bool, now_ns: int) -> None:
+        """The time of presuming is over: nobody was there (`alone`), a snapshot told all (`told`),
+        or nothing came."""
         self.joining = False
-        if alone:
-            for row in self._rows.values():
-                row.presume(0.0, now_ns)
+        for row in self._all_rows():
+            row.joined(alone, told, now_ns)
 
     def rules_heard(self, node: bytes, rules: Sequence[tuple[int, int, int, int]]) -> None:
         by_name = {self._rule_name(limit.identity): limit for limit in self._limits.values()}
@@ -348,14 +347,19 @@ class Counters:
             if node in limit.peer_rules:
                 limit.set_peer_rule(node, None)
         if left:
-            for row in self._rows.values():
+            for row in self._all_rows():
                 row.forget_peer(node)
 
-    def _keep_stray(self, node: bytes, boot: int, seq: int, entry: Entry, now_ns: int) -> None:
+    def _all_rows(self) -> Iterator[Row]:
+        return chain.from_iterable([table.values() for table in self._rows.values()])
+
+    def _keep_stray(
+        self, kind: Kind, node: bytes, boot: int, seq: int, entry: Any, now_ns: int
+    ) -> None:
         name = entry[0]
         stray = self._strays.get(name)
-        if stray is None:
-            stray = self._strays[name] = _Stray()
+        if stray is None or stray.kind != kind:
+            stray = self._strays[name] = _Stray(kind)
             if len(self._strays) > self._config.strays_max:
                 self._strays.popitem(last=False)
         else:
@@ -385,9 +389,9 @@ def _frames(items: Sequence[bytes], bytes_max: int, kind: Kind = Kind.COUNTERS) 
     return frames
 
 
-def _by_fresh(row: MeshRow) -> int:
+def _by_fresh(row: Row) -> int:
     return row.fresh
 
 
-def _by_age(row: MeshRow) -> int:
+def _by_age(row: Row) -> int:
     return row.told_ns

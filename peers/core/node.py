@@ -22,6 +22,7 @@ from peers.core.errors import Drop, DropError
 from peers.core.events import Address, Event, RowChanged
 from peers.core.gossip import Counters
 from peers.core.handshake import Handshake, cluster_label, members_frames, node_id
+from peers.core.held import HeldLimit
 from peers.core.keyring import SALT_BYTES, Keyring
 from peers.core.members import Member, Members
 from peers.core.outbox import Outbox
@@ -29,6 +30,8 @@ from peers.core.probe import Prober
 from peers.core.receiver import Receiver
 from peers.core.sessions import Session, Sessions
 from peers.core.snapshot import Snapshots
+from peers.core.table import SharedTable
+from peers.core.windows import WindowLimit
 from peers.core.wire import (
     DATAGRAM_BYTES_MAX,
     FRAMES_BYTES_MAX,
@@ -142,7 +145,8 @@ class Node:
                 for frame in members_frames(self._members, want=True):
                     self._outbox.send(member.address, frame)
         if self._counters.joining and now_ns >= self._joining_until_ns:
-            self._counters.joined(alone=not self._members.live, now_ns=now_ns)
+            alone = not self._members.live
+            self._counters.joined(alone=alone, told=False, now_ns=now_ns)
         if now_ns >= self._retune_ns:
             self._retune_ns = now_ns + _RETUNE_NS
             self._retune()
@@ -239,18 +243,69 @@ class Node:
         """
         if not 1 <= rate_count <= U32 or not 1 <= burst <= U32 or not 1 <= rate_period_ns <= U63:
             raise ValueError("rate_count, rate_period_ns and burst: at least 1")
-        if on_partition not in ("share", "open", "closed"):
-            raise ValueError('on_partition: "share", "open" or "closed"')
         return self._counters.limit(
             identity,
             Rule(rate_count, rate_period_ns, burst),
             name=name,
-            on_partition=on_partition,
+            on_partition=_judged(on_partition),
             keys_max=keys_max,
             dry_run=dry_run,
         )
 
-    def limits(self) -> list[MeshLimit]:
+    def window_limit(
+        self,
+        identity: str,
+        *,
+        name: str,
+        count: int,
+        period_ns: int,
+        wall_offset_ns: int | None = None,
+        on_partition: str = "share",
+        keys_max: int = 20_000,
+        dry_run: bool = False,
+    ) -> WindowLimit:
+        """As `limit`, of `count` tokens in each window of `period_ns`. Windows begin with a key's
+        first use, or where `wall_offset_ns` (wall less monotonic time) is given, at multiples of
+        the period in wall time. Raises ValueError."""
+        if not 1 <= count <= U32 or not 1 <= period_ns <= U63 // 4:
+            raise ValueError("count and period_ns: at least 1")
+        limit = self._counters.table(
+            WindowLimit,
+            identity,
+            Rule(count, period_ns, count),
+            name=name,
+            on_partition=_judged(on_partition),
+            keys_max=keys_max,
+            dry_run=dry_run,
+        )
+        limit.align(wall_offset_ns)
+        return limit
+
+    def held_limit(
+        self,
+        identity: str,
+        *,
+        name: str,
+        slots: int,
+        on_partition: str = "share",
+        keys_max: int = 20_000,
+        dry_run: bool = False,
+    ) -> HeldLimit:
+        """At most `slots` requests at a time over all members. Raises ValueError."""
+        if not 1 <= slots <= U32:
+            raise ValueError("slots: at least 1")
+        return self._counters.table(
+            HeldLimit,
+            identity,
+            # A gauge has no rate; the figure in its place orders rules as the slots do.
+            Rule(slots, SECOND, slots),
+            name=name,
+            on_partition=_judged(on_partition),
+            keys_max=keys_max,
+            dry_run=dry_run,
+        )
+
+    def limits(self) -> list[SharedTable[Any]]:
         return self._counters.limits()
 
     def forget_limit(self, identity: str) -> None:
@@ -335,7 +390,7 @@ class Node:
             self._snapshots.failed()
             return True
         if last and self._counters.joining:
-            self._counters.joined(alone=False, now_ns=now_ns)
+            self._counters.joined(alone=False, told=True, now_ns=now_ns)
         return last
 
     # -- within
@@ -429,6 +484,12 @@ class Node:
             # A probe and its answer go both ways: 1 - (1 - loss)^2 of them miss.
             "loss": 1.0 - math.sqrt(1.0 - member.unanswered),
         }
+
+
+def _judged(on_partition: str) -> str:
+    if on_partition not in ("share", "open", "closed"):
+        raise ValueError('on_partition: "share", "open" or "closed"')
+    return on_partition
 
 
 def _is_literal(host: str) -> bool:

@@ -74,7 +74,9 @@ class Receiver:
             Kind.NACK: self._on_nack,
             Kind.MEMBERS: self._on_members,
             Kind.HEARTBEAT: self._on_heartbeat,
-            Kind.COUNTERS: self._on_counters,
+            Kind.COUNTERS: self._on_entries,
+            Kind.WINDOWS: self._on_entries,
+            Kind.HELD: self._on_entries,
             Kind.LIMITS: self._on_limits,
             Kind.ADVERTISED: self._on_advertised,
             Kind.BREAKERS: self._on_breakers,
@@ -151,8 +153,9 @@ class Receiver:
     def _on_heartbeat(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._breakers.digest_heard(origin.node, frame[1], now_ns)
 
-    def _on_counters(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
-        self._counters.entries_heard(origin.node, origin.boot, origin.seq, frame[1:], now_ns)
+    def _on_entries(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        kind, *entries = frame
+        self._counters.entries_heard(kind, origin.node, origin.boot, origin.seq, entries, now_ns)
 
     def _on_limits(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._counters.rules_heard(origin.node, frame[1:])

@@ -16,12 +16,13 @@ from math import ceil, expm1
 from typing import TYPE_CHECKING, Any
 
 from peers.core.config import MS, SECOND
-from peers.core.share import Due, Entry, PeerShare
+from peers.core.share import Due, PeerShare, Row
+from peers.core.wire import Kind
 
 if TYPE_CHECKING:
     from peers.core.counters import MeshLimit
 
-__all__ = ["NEVER", "ROOM", "MeshRow"]
+__all__ = ["CLOSED_RETRY_NS", "NEVER", "ROOM", "MeshRow"]
 
 ROOM = 0
 NEVER = -1
@@ -29,11 +30,8 @@ NEVER = -1
 # Asking more often than each millisecond buys nothing: retries at 1 ms kept the peak within
 # 1.005 of the bound in simulation, and fewer tokens than one come free meanwhile below 1,000/s.
 _RETRY_MIN_NS = 1 * MS
-# A peer's rate is remembered as an average over 3 s: long enough to be a rate, short enough for
-# a load that moves.
-_PEER_RATE_TAU_NS = 3.0 * SECOND
 # A closed limit (on_partition) is asked again when membership may have changed.
-_CLOSED_RETRY_NS = 1 * SECOND
+CLOSED_RETRY_NS = 1 * SECOND
 # What an upstream says is left is rounded down: a part of a token is no difference. (Levels are
 # sums of floats: a difference of one token may come out as a little less.)
 _WHOLE_TOKEN = 1.0 - 1e-6
@@ -42,12 +40,10 @@ _WHOLE_TOKEN = 1.0 - 1e-6
 _IDLE_TELLINGS = 3
 
 
-class MeshRow:
+class MeshRow(Row):
     """The state of one limit for one key. Satisfies `gateway.limits.verdict.Entry`.
 
-    `waiting` belongs to the caller; `own` are this node's admissions in tokens, monotone;
-    `heard` are those that peers told of, also monotone; `peers_sum` is what peers announce to want
-    within a horizon; `queued` what waits here.
+    `peers_sum` is what peers announce to want within a horizon.
     """
 
     __slots__ = (
@@ -66,37 +62,20 @@ class MeshRow:
         "_told_ns",
         "_x",
         "_x_until_ns",
-        "active",
-        "gen",
-        "heard",
-        "key",
-        "key64",
         "limit",
-        "own",
         "peers",
         "peers_sum",
-        "queued",
-        "urgent",
-        "used_ns",
-        "waiting",
     )
+
+    kind = Kind.COUNTERS
 
     def __init__(
         self, limit: MeshLimit, key: bytes, key64: int, gen: int, level: float, now_ns: int
     ) -> None:
+        super().__init__(key, key64, gen, now_ns)
         self.limit = limit
-        self.key = key
-        self.key64 = key64
-        self.gen = gen
-        self.waiting: Any = None
-        self.own = 0
-        self.heard = 0
         self.peers: dict[bytes, PeerShare] = {}
         self.peers_sum = 0.0
-        self.queued = 0
-        self.active = False  # the limit ticks it
-        self.urgent = False  # the limit tells it before its next tick
-        self.used_ns = now_ns
         self._level = level
         self._level_ns = now_ns
         self._lam = 0.0  # arrivals, tokens per second
@@ -144,8 +123,8 @@ class MeshRow:
         for told_ns, own, demand in sent:
             if told_ns <= unseen_ns:
                 seen = own
-            if told_ns <= unripe_ns:
-                announced = demand
+            if told_ns <= unripe_ns or demand < announced:
+                announced = demand  # peers stop reserving as soon as they hear of less
         unseen = self.own - seen
         free = burst - level + unseen
         peers_sum = self.peers_sum
@@ -251,6 +230,10 @@ class MeshRow:
         self._level = level
         return True
 
+    def wake(self, now_ns: int) -> None:
+        """Has the limit tick this row from now on."""
+        self.limit.activate(self, now_ns)
+
     def tick(self, now_ns: int) -> int:
         """Brings demand and silent peers up to date; returns what is Due.
 
@@ -292,7 +275,7 @@ class MeshRow:
             return Due.NOTHING
         return Due.CALM if calm else Due.CONTENDED
 
-    def tell(self, now_ns: int) -> Entry:
+    def tell(self, now_ns: int) -> tuple[int, ...]:
         """The entry for the wire as of now, and the note that it leaves now."""
         lam_100 = int(self._lam * 100 + 0.5)
         told_own = self._sent[-1][1] if self._sent else 0
@@ -323,6 +306,16 @@ class MeshRow:
         return self.own - (self._sent[-1][1] if self._sent else 0)
 
     @property
+    def mesh_count(self) -> int:
+        """Tokens taken by all, as this node knows."""
+        return self.own + sum(peer.count for peer in self.peers.values())
+
+    @property
+    def peers_rate(self) -> float:
+        """What peers admit, in tokens per nanosecond."""
+        return sum(peer.rate for peer in self.peers.values())
+
+    @property
     def at_rest(self) -> bool:
         """Nothing to tell and nobody to watch: needs no ticks until it is used or heard of."""
         return (
@@ -334,7 +327,7 @@ class MeshRow:
             and not any(peer.rate for peer in self.peers.values())
         )
 
-    def hear(self, node: bytes, boot: int, seq: int, entry: Entry, now_ns: int) -> bool:
+    def hear(self, node: bytes, boot: int, seq: int, entry: Any, now_ns: int) -> bool:
         """Takes a peer's entry in; False if it is not newer than what is held. `boot` and `seq`
         are its datagram's.
 
@@ -343,6 +336,7 @@ class MeshRow:
         """
         _, gen, total, delta, lam_100, waiting, level_16 = entry
         limit = self.limit
+        self._drain(now_ns)
         peer = self.peers.get(node)
         gain = 0.5
         counted = 0.0
@@ -359,32 +353,17 @@ class MeshRow:
             elif seq <= peer.seq:
                 return False
             grown = total - peer.count
-            elapsed_ns = now_ns - peer.heard_ns
             if self._told_more > 0.0 and peer.heard_ns < self._told_ns:
                 counted = self._counted(grown, peer.heard_ns, now_ns)
-            if elapsed_ns > 0:
-                part = -expm1(-elapsed_ns / _PEER_RATE_TAU_NS)
-                peer.rate += (grown / elapsed_ns - peer.rate) * part
-            gain = min(0.5, elapsed_ns * limit.gain_per_ns)
+            gain = min(0.5, (now_ns - peer.heard_ns) * limit.gain_per_ns)
+            peer.note_rate(grown, now_ns)
         self.heard += max(0, grown)
         peer.seq = seq
         peer.count = total
         peer.heard_ns = now_ns
-        demand = lam_100 * limit.demand_per_lam
-        if waiting > demand:
-            demand = float(waiting)
-        elif lam_100 == 0:
-            peer.rate = 0.0  # it says that it is idle: its silence is no news
-        if demand != peer.demand:
-            self.peers_sum = max(0.0, self.peers_sum + demand - peer.demand)
-            peer.demand = demand
-        level = self.level(now_ns) + grown - peer.phantom - counted
-        if peer.excused:
-            peer.excused = False
-            forgiven = min(float(grown), self._excused)
-            self._excused -= forgiven
-            level -= forgiven
-        peer.phantom = 0.0
+        self._note_demand(peer, lam_100, waiting)
+        self._add(peer, grown - counted)
+        level = self._level
         # Levels that differ by more than news can explain creep towards each other.
         unseen = self.own - (self._sent[0][1] if self._sent else 0)
         difference = level_16 / 16 - (level - unseen)
@@ -393,7 +372,6 @@ class MeshRow:
         elif difference < -limit.band:
             level += gain * (difference + limit.band)
         self._level = max(0.0, min(level, limit.level_max))
-        self._level_ns = max(now_ns, self._level_ns)
         return True
 
     def _counted(self, grown: int, heard_ns: int, now_ns: int) -> float:
@@ -404,25 +382,58 @@ class MeshRow:
         self._told_more -= counted
         return counted
 
+    def _note_demand(self, peer: PeerShare, lam_100: int, waiting: int) -> None:
+        demand = lam_100 * self.limit.demand_per_lam
+        if waiting > demand:
+            demand = float(waiting)
+        elif lam_100 == 0:
+            peer.rate = 0.0  # it says that it is idle: its silence is no news
+        if demand != peer.demand:
+            self.peers_sum = max(0.0, self.peers_sum + demand - peer.demand)
+            peer.demand = demand
+
+    def _add(self, peer: PeerShare, grown: int) -> None:
+        """Counts what a peer admitted, less what its silence was charged with before."""
+        level = self._level + grown - peer.phantom
+        if peer.excused:
+            peer.excused = False
+            forgiven = min(float(grown), self._excused)
+            self._excused -= forgiven
+            level -= forgiven
+        peer.phantom = 0.0
+        self._level = max(0.0, min(level, self.limit.level_max))
+
     def forget_peer(self, node: bytes) -> None:
         """The peer said good-bye: it wants nothing and spends nothing any more."""
         peer = self.peers.pop(node, None)
         if peer is not None:
             self.peers_sum = sum(other.demand for other in self.peers.values())
 
-    def start_at(self, level: float, now_ns: int) -> None:
-        """The level of a new row, from what the mesh told before it was made."""
-        self._level = max(0.0, min(level, self.limit.level_max))
+    def inherit(self, told: dict[bytes, tuple[int, int, Any, int]], now_ns: int) -> None:
+        """What peers told before the row was made: the highest level is the latest news."""
+        super().inherit(told, now_ns)
+        level = 0.0
+        for _, _, entry, heard_ns in told.values():
+            level = max(level, entry[6] / 16 - (now_ns - heard_ns) * self.limit.rate)
+        self._level = min(level, self.limit.level_max)
         self._level_ns = now_ns
 
-    def picture(self, now_ns: int) -> Entry:
+    def picture(self, now_ns: int) -> tuple[int, ...]:
         """The entry for a joiner, which notes nothing as told."""
         lam_100 = int(self._lam * 100 + 0.5)
         level_16 = int(self.level(now_ns) * 16)
         return (self.key64, self.gen, self.own, 0, lam_100, max(0, self.queued), level_16)
 
-    def presume(self, level: float, now_ns: int) -> None:
-        """Corrects a level that was presumed full at a join: news gave `level` without our own."""
+    def presume(self, entry: Any, now_ns: int) -> None:
+        """The level that news gave, which is without our own."""
+        self._presume(entry[6] / 16, now_ns)
+
+    def joined(self, alone: bool, told: bool, now_ns: int) -> None:
+        """Where nobody answered there is nobody to have spent; otherwise a full bucket drains."""
+        if alone:
+            self._presume(0.0, now_ns)
+
+    def _presume(self, level: float, now_ns: int) -> None:
         self._drain(now_ns)
         self._level = min(self._level, level + self.own)
 
@@ -483,7 +494,7 @@ class MeshRow:
     def _full_slow(self, cost: int, level: float) -> int:
         limit = self.limit
         if limit.closed:
-            return _CLOSED_RETRY_NS
+            return CLOSED_RETRY_NS
         if cost > limit.effective_burst:
             return NEVER
         return max(1, ceil((level + cost - limit.effective_burst) / limit.rate))
@@ -498,7 +509,7 @@ class MeshRow:
             for ripe_ns in (told_ns + limit.delay_ns, told_ns + limit.ripe_ns):
                 if now_ns < ripe_ns < now_ns + wait_ns:
                     wait_ns = ripe_ns - now_ns
-        if self._quota >= 1.0:  # the bucket drains: a share of that is ours
+        if self._quota >= 1.0 and limit.rate > 0.0:  # the bucket drains: a share of that is ours
             share = 1.0 / limit.members if self._spare else self._quota / free
             wait_ns = min(wait_ns, int(missing / (limit.rate * share)) + 1)
         if limit.tight and self._spare:

@@ -16,6 +16,7 @@ from peers.core.gossip import Counters
 from peers.core.keyring import Opened
 from peers.core.members import Members
 from peers.core.wire import (
+    ENTRY_KINDS,
     ENVELOPE_BYTES,
     HEAD_BYTES_MAX,
     RECORD_BYTES_MAX,
@@ -97,6 +98,9 @@ class Snapshots:
         if nonce != self._nonce:
             raise DropError(Drop.REPLAYED)
         for frame in frames[1:]:
-            if frame[0] == Kind.COUNTERS:
-                self._counters.snapshot_heard(head.node, head.boot, opened.seq, frame[1:], now_ns)
+            if frame[0] in ENTRY_KINDS:
+                kind, *entries = frame
+                self._counters.snapshot_heard(
+                    kind, head.node, head.boot, opened.seq, entries, now_ns
+                )
         return bool(last)

@@ -20,6 +20,7 @@ from peers.core.errors import Drop, DropError
 __all__ = [
     "DATAGRAM_BYTES_MAX",
     "ENTRIES_MAX",
+    "ENTRY_KINDS",
     "ENVELOPE_BYTES",
     "FRAMES_BYTES_MAX",
     "HEAD_BYTES_MAX",
@@ -82,7 +83,13 @@ class Kind(enum.IntEnum):
     CLAIM = 13  # [scope, epoch, remaining_ms, origin, number]
     SNAPSHOT_REQUEST = 14  # [nonce]
     SNAPSHOT_PART = 15  # [nonce, last]
+    WINDOWS = 16  # [(key, gen, count, used, lam_100, waiting, total, age_1)...]
+    HELD = 17  # [(key, gen, held, wanted, served_16)...]
     ADVERTISED = 21  # [(key, left_16)...]
+
+
+# The kinds whose items are entries of counters.
+ENTRY_KINDS = (Kind.COUNTERS, Kind.WINDOWS, Kind.HELD)
 
 
 class Head(NamedTuple):
@@ -113,6 +120,8 @@ _SCOPE: _Field = (bytes, 1, SCOPE_BYTES_MAX)
 
 _HEAD: tuple[_Field, ...] = (_U64, _NODE, _U63)
 _MEMBER: tuple[_Field, ...] = (_NODE, _NAME, _HOST, _PORT, (int, 1, 4), _U32, _U63)
+_WINDOW: tuple[_Field, ...] = (_U64, _U32, _U63, _U63, _U32, _U32, _U63, _U63)
+_HELD: tuple[_Field, ...] = (_U64, _U32, _U32, _U32, _U32)
 _LIMIT: tuple[_Field, ...] = (_U64, (int, 1, U32), (int, 1, U63), (int, 1, U32))
 _REFF: _Field = (int, 0, REFF_1000_MAX)
 _BREAKER: tuple[_Field, ...] = (_SCOPE, _U32, _BOOL, _U16, _U32, _NODE, _U64, _REFF)
@@ -134,6 +143,8 @@ _SHAPES: dict[int, tuple[tuple[_Field, ...], tuple[_Field, ...] | None]] = {
     Kind.CLAIM: ((_SCOPE, _U32, _U32, _NODE, _U64), None),
     Kind.SNAPSHOT_REQUEST: (((bytes, 8, 8),), None),
     Kind.SNAPSHOT_PART: (((bytes, 8, 8), _BOOL), None),
+    Kind.WINDOWS: ((), _WINDOW),
+    Kind.HELD: ((), _HELD),
 }
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)

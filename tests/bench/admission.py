@@ -38,6 +38,7 @@ from peers.core.counters import Rule as MeshRule
 from peers.core.counters import Surroundings
 from peers.core.gossip import Counters
 from peers.core.outbox import Outbox
+from peers.core.wire import Kind
 
 __all__ = ["Figure", "Subject", "local_set", "measure", "mesh_set"]
 
@@ -110,7 +111,8 @@ def mesh_set(limits: int, keys: Sequence[bytes], now_ns: int, peers: int = PEERS
         for key in keys:
             entry = (limit.entry(key, now_ns).key64, 1, 1, 1, lam_100, 0, 0)
             for peer in range(peers):
-                counters.entries_heard(b"peer-%03d" % peer, 1, 1, [entry], now_ns)
+                node = b"peer-%03d" % peer
+                counters.entries_heard(Kind.COUNTERS, node, 1, 1, [entry], now_ns)
 
     def settle(now_ns: int) -> None:
         """Ticks that are due, and what they tell; nothing is sent."""

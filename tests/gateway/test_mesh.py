@@ -215,8 +215,7 @@ def test_scopes_and_the_hash_key_tell_nothing_and_differ(it: Harness) -> None:
 def mesh_limit(*rates: float) -> MeshLimit:
     """A limit whose only row knows peers that admit so many tokens a second."""
     limit = MeshLimit.__new__(MeshLimit)
-    peers = {n: SimpleNamespace(rate=rate / SECOND) for n, rate in enumerate(rates)}
-    limit._rows = {b"": SimpleNamespace(peers=peers)}  # type: ignore[assignment]
+    limit._rows = {b"": SimpleNamespace(peers_rate=sum(rates) / SECOND)}  # type: ignore[assignment]
     return limit
 
 

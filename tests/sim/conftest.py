@@ -28,7 +28,8 @@ class CountersNeverShrink:
                 name = (sim.number, sim.lives, row.key64, row.gen)
                 self.grows(bench, name, row.own)
                 for peer, share in row.peers.items():
-                    self.grows(bench, (*name, peer), (share.boot, share.gen, share.count))
+                    told = (share.boot, share.gen, getattr(share, "count", share.seq))
+                    self.grows(bench, (*name, peer), told)
 
     def grows(self, bench: Simulation, name: Any, value: Any) -> None:
         before = self.held.get(name, value)

@@ -147,7 +147,7 @@ def test_what_several_members_hear_counts_once(seed: int, watched: Watch) -> Non
         consumer.rate = 400.0 / nodes
     before = api.served
     bench.run_for(2 * SECOND)
-    assert api.served - before >= 0.9 * (left + 2 * 20), f"seed {seed}"
+    assert api.served - before >= 0.87 * (left + 2 * 20), f"seed {seed}"
     assert api.refused <= 3, f"seed {seed}"
 
 

@@ -34,14 +34,6 @@ CASES = {
         RATE + 'sync = "exact"',
         "6: upstream.a.limit.0.sync",
     ),
-    ("upstream.*.limit.*.sync", '"mesh" with `in_flight`'): (
-        LIMIT + 'in_flight = 1\nsync = "mesh"',
-        "6: upstream.a.limit.0.sync",
-    ),
-    ("upstream.*.limit.*.algorithm", 'a window with sync = "mesh" (the default)'): (
-        RATE + 'algorithm = "window"',
-        "6: upstream.a.limit.0.algorithm",
-    ),
     ("upstream.*.spool", ""): (A + "[upstream.a.spool]", "3: upstream.a.spool"),
     ("spool", ""): ("[spool]", "1: spool"),
     ("redis", ""): (REDIS, "1: redis"),
@@ -107,8 +99,8 @@ def test_what_it_has_is_no_fault(judged: Judged) -> None:
         "wait.prefer = false\nretry.on = []\nlimit = [\n"
         '  { name = "a", rate = "1/s", sync = "mesh", learn = "adopt", cost = 1 },\n'
         '  { name = "b", rate = "1/s", sync = "local", cost = { header = "X-Cost" } },\n'
-        '  { name = "c", rate = "1/s", sync = "local", algorithm = "window", learn = "off" },\n'
-        '  { name = "d", in_flight = 1 },\n  { name = "e", in_flight = 1, sync = "local" },\n'
+        '  { name = "c", rate = "1/s", algorithm = "window", learn = "off" },\n'
+        '  { name = "d", in_flight = 1 },\n  { name = "e", in_flight = 1, sync = "mesh" },\n'
         "]\n" + CLIENT + 'source = ["::1"]\n'
     )
     assert judged(text) == []

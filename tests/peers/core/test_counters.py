@@ -275,7 +275,7 @@ class TestIn:
 
     def test_news_of_a_key_not_met_is_kept_for_its_row(self) -> None:
         bench = Bench()
-        bench.counters.entries_heard(PEER, 1, 1, [self.entry()], NOW)
+        bench.counters.entries_heard(Kind.COUNTERS, PEER, 1, 1, [self.entry()], NOW)
         assert bench.counters.strays_count == 1
         row = bench.limit().entry(b"k", NOW + 100 * MS)
         assert bench.counters.strays_count == 0
@@ -284,30 +284,30 @@ class TestIn:
 
     def test_an_old_stray_has_drained(self) -> None:
         bench = Bench()
-        bench.counters.entries_heard(PEER, 1, 1, [self.entry()], NOW)
+        bench.counters.entries_heard(Kind.COUNTERS, PEER, 1, 1, [self.entry()], NOW)
         assert bench.limit().entry(b"k", NOW + SECOND).level(NOW + SECOND) == 0.0
 
     def test_only_the_newest_stray_of_a_peer_counts(self) -> None:
         bench = Bench()
-        bench.counters.entries_heard(PEER, 1, 2, [self.entry()], NOW)
-        bench.counters.entries_heard(PEER, 1, 1, [self.entry(level_16=16)], NOW)
+        bench.counters.entries_heard(Kind.COUNTERS, PEER, 1, 2, [self.entry()], NOW)
+        bench.counters.entries_heard(Kind.COUNTERS, PEER, 1, 1, [self.entry(level_16=16)], NOW)
         assert bench.limit().entry(b"k", NOW).level(NOW) == pytest.approx(40.0)
 
     def test_strays_are_bounded(self) -> None:
         bench = Bench(strays_max=10)
         for number in range(50):
             entry = (number, 1, 1, 1, 0, 0, 0)
-            bench.counters.entries_heard(PEER, 1, 1, [entry], NOW)
+            bench.counters.entries_heard(Kind.COUNTERS, PEER, 1, 1, [entry], NOW)
         assert bench.counters.strays_count == 10
 
     def test_a_row_that_is_waited_for_reports_its_news_once(self) -> None:
         bench = Bench()
         row = bench.limit().entry(b"k", NOW)
-        bench.counters.entries_heard(PEER, 1, 1, [self.entry()], NOW)
+        bench.counters.entries_heard(Kind.COUNTERS, PEER, 1, 1, [self.entry()], NOW)
         assert not bench.counters.changed
         row.waiting = object()
         for seq in (2, 3, 3):
-            bench.counters.entries_heard(PEER, 1, seq, [self.entry()], NOW)
+            bench.counters.entries_heard(Kind.COUNTERS, PEER, 1, seq, [self.entry()], NOW)
         assert list(bench.counters.changed) == [row]
 
 
@@ -318,7 +318,7 @@ class TestJoining:
         row = bench.limit().entry(b"k", NOW)
         assert row.level(NOW) == 100
         entry = TestIn().entry()
-        bench.counters.snapshot_heard(PEER, 1, 1, [entry], NOW)
+        bench.counters.snapshot_heard(Kind.COUNTERS, PEER, 1, 1, [entry], NOW)
         assert row.level(NOW) == pytest.approx(40.0)
 
     def test_its_presumptions_are_told_to_nobody(self) -> None:
@@ -327,7 +327,7 @@ class TestJoining:
         row = bench.limit().entry(b"k", NOW)
         row.arrive(60, NOW)
         assert bench.sent(NOW + 200 * MS) == []
-        bench.counters.joined(alone=False, now_ns=NOW + 300 * MS)
+        bench.counters.joined(alone=False, told=False, now_ns=NOW + 300 * MS)
         assert [entry[0] for entry in bench.sent(NOW + 400 * MS)] == [row.key64]
 
     def test_a_node_that_nobody_answers_has_its_burst(self) -> None:
@@ -335,7 +335,7 @@ class TestJoining:
         bench.counters.joining = True
         row = bench.limit().entry(b"k", NOW)
         assert row.ask(1, NOW) > 0
-        bench.counters.joined(alone=True, now_ns=NOW)
+        bench.counters.joined(alone=True, told=False, now_ns=NOW)
         assert row.ask(100, NOW) == ROOM
 
     def test_what_it_took_meanwhile_still_counts(self) -> None:
@@ -345,5 +345,5 @@ class TestJoining:
         later = NOW + 100 * MS
         assert row.ask(10, later) == ROOM
         row.take(10, later)
-        bench.counters.joined(alone=True, now_ns=later)
+        bench.counters.joined(alone=True, told=False, now_ns=later)
         assert row.level(later) == pytest.approx(10.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -14,6 +16,8 @@ from peers.core.wire import Head, Kind
 HEAD = Head(0x0123456789ABCDEF, b"12345678", 1_700_000_000_000)
 MEMBER = (b"abcdefgh", "gw-1", "10.0.0.1", 7946, 1, 3, 1_700_000_000_000)
 ENTRY = (0xFFFFFFFFFFFFFFFF, 1, 1000, 3, 12345, 2, 1600)
+WINDOW = (0xFFFFFFFFFFFFFFFF, 1, 1000, 30, 12345, 2, 90, 250)
+HELD = (1, 1, 3, 7, 40)
 EVENT = (b"scope-01", 4, 1, 429, 30_000, b"abcdefgh", 1 << 60, 42_500)
 
 GOOD = [
@@ -36,6 +40,9 @@ GOOD = [
     (Kind.SNAPSHOT_REQUEST, b"nonce..."),
     (Kind.SNAPSHOT_PART, b"nonce...", 1),
     (Kind.ADVERTISED, (0xFFFFFFFFFFFFFFFF, 0), (1, 160)),
+    (Kind.WINDOWS,),
+    (Kind.WINDOWS, WINDOW, WINDOW),
+    (Kind.HELD, HELD),
 ]
 
 
@@ -107,10 +114,27 @@ def test_each_number_of_an_entry_has_its_bound(index: int, bad: int) -> None:
     assert refusal(payload((Kind.COUNTERS, entry))) == Drop.GARBAGE
 
 
+@pytest.mark.parametrize(
+    ("kind", "entry", "high"),
+    [
+        (Kind.WINDOWS, WINDOW, (64, 32, 63, 63, 32, 32, 63, 63)),
+        (Kind.HELD, HELD, (64, 32, 32, 32, 32)),
+    ],
+)
+def test_each_number_of_the_other_entries_has_its_bound(
+    kind: Kind, entry: tuple[int, ...], high: tuple[int, ...]
+) -> None:
+    for index, bits in enumerate(high):
+        for bad in (-1, 1 << bits, b"", True):
+            broken = (*entry[:index], bad, *entry[index + 1 :])
+            with contextlib.suppress(OverflowError):  # 65 bits cannot even be packed
+                assert refusal(payload((kind, broken))) == Drop.GARBAGE
+
+
 @pytest.mark.parametrize("frame", [frame for frame in GOOD if len(frame) > 1], ids=str)
 def test_a_frame_too_short_or_too_long_is_refused(frame: tuple[object, ...]) -> None:
-    with_items = (Kind.COUNTERS, Kind.LIMITS, Kind.BREAKERS, Kind.MEMBERS, Kind.ADVERTISED)
-    if frame[0] not in with_items:
+    with_items = (Kind.LIMITS, Kind.BREAKERS, Kind.MEMBERS, Kind.ADVERTISED)
+    if frame[0] not in (*wire.ENTRY_KINDS, *with_items):
         assert refusal(payload(frame[:-1])) == Drop.GARBAGE
     assert refusal(payload((*frame, 1))) == Drop.GARBAGE
 
