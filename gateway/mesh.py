@@ -17,7 +17,6 @@ from gateway.limits.peaks import ROWS_MAX, LimitPeaks
 from gateway.limits.settled import unwrapped
 from gateway.proxy import pauses
 from peers.core.config import Config
-from peers.core.counters import MeshLimit
 from peers.core.events import (
     BreakerClosed,
     BreakerOpened,
@@ -178,8 +177,8 @@ class MeshAdapter:
     def tick(self, now_ns: int) -> None:
         """A few times a second: watches how full the windows of the shared limits are."""
         for limit in self.node.limits():
-            if not isinstance(limit, MeshLimit):
-                continue  # slots are gauges: there is no rate to be over
+            if not limit.drains:
+                continue  # rate * w + burst is not what a window or slots promise
             peaks = self._peaks.get(limit.identity)
             if peaks is None:
                 peaks = self._peaks[limit.identity] = LimitPeaks()
@@ -188,7 +187,7 @@ class MeshAdapter:
 
     def peaks(self, limit: object) -> LimitPeaks | None:
         """The fullest windows of a mesh-wide limit; None before the first look at it."""
-        return self._peaks.get(limit.identity) if isinstance(limit, MeshLimit) else None
+        return self._peaks.get(limit.identity) if isinstance(limit, SharedTable) else None
 
     # The data path's side.
 

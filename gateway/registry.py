@@ -18,7 +18,6 @@ from gateway.limits.lessons import Lesson
 from gateway.limits.settled import Settled, unwrapped
 from gateway.limits.window import Window
 from peers.core.counters import MeshLimit
-from peers.core.windows import WindowLimit
 
 if TYPE_CHECKING:
     from gateway.limits.verdict import Limit
@@ -65,7 +64,7 @@ def levers(limit: Limit) -> tuple[Fill | None, Scale | None]:
     limit = unwrapped(limit)
     if isinstance(limit, Gcra):
         return limit.fill, limit.scale
-    if isinstance(limit, MeshLimit) and not isinstance(limit, WindowLimit):
+    if isinstance(limit, MeshLimit) and limit.drains:
         mesh_limit = limit
 
         def fill(now_ns: int) -> None:

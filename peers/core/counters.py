@@ -27,6 +27,7 @@ class MeshLimit(SharedTable[MeshRow]):
     """
 
     kind = Kind.COUNTERS
+    drains = True
 
     def __init__(
         self,
@@ -58,6 +59,10 @@ class MeshLimit(SharedTable[MeshRow]):
         self._factor = min(1.0, max(1e-6, factor))
         self.retune(self._surroundings)
 
+    def advertise(self, row: MeshRow, left: float, now_ns: int) -> None:
+        """The upstream said that `left` tokens are left to all, fewer than we thought."""
+        self._host.advertise(row, left, now_ns)
+
     # -- what is in force
 
     def retune(self, surroundings: Surroundings) -> None:
@@ -83,8 +88,8 @@ class MeshLimit(SharedTable[MeshRow]):
         self.horizon_ns = self.cadence_ns * 11 // 10 + delay_ns  # [h]
         self.tight = effective.burst < 4 * members
         # When peers surely reserve for what we announced: a flush, its way, a millisecond to act.
-        flush_ns = 2 * delay_ns + config.flush_spacing_ns + 1_000_000
-        self.ripe_ns = flush_ns if self.tight else self.horizon_ns
+        self.flush_ns = 2 * delay_ns + config.flush_spacing_ns + 1_000_000
+        self.ripe_ns = self.flush_ns if self.tight else self.horizon_ns
         # Factors of MeshRow.hear: demand within a horizon for a hundredth of an arrival a second;
         # how much of a difference of levels news can explain; how fast the rest is made up.
         self.demand_per_lam = self.horizon_ns / (100 * SECOND)
@@ -117,10 +122,6 @@ class MeshLimit(SharedTable[MeshRow]):
             "closed": self.closed,
             "lowered": self.lowered,
         }
-
-    def advertise(self, row: MeshRow, left: float, now_ns: int) -> None:
-        """The upstream said that `left` tokens are left to all, fewer than we thought."""
-        self._host.advertise(row, left, now_ns)
 
     def new_row(self, key: bytes, name: int, gen: int, now_ns: int) -> MeshRow:
         return MeshRow(self, key, name, gen, 0.0, now_ns)

@@ -19,7 +19,6 @@ from peers.core.chance import Chance
 from peers.core.config import MS, SECOND, Config
 from peers.core.counters import MeshLimit, Rule, Surroundings
 from peers.core.outbox import Outbox
-from peers.core.rows import MeshRow
 from peers.core.share import Entry, Row
 from peers.core.table import R, SharedTable
 from peers.core.wire import ENTRY_KINDS, FRAMES_BYTES_MAX, U32, Kind, join_items, pack
@@ -43,8 +42,6 @@ _EXPIRE_NS = 5 * SECOND
 # counts at the fastest cadence. An entry is a key and a small number.
 _ADVERTISE_NS = 25 * MS
 _ADVERTISED_BYTES = 14
-# Whose rows an upstream can tell about: a limit's name says which of the two it is.
-_ADVERTISED_KINDS = (Kind.COUNTERS, Kind.WINDOWS)
 
 
 class _Stray:
@@ -99,7 +96,7 @@ class Counters:
         self._digest_round: list[Row] = []
         self._rules_round: list[SharedTable[Any]] = []
         self._expire_ns = now_ns + _EXPIRE_NS
-        self._advertised: dict[MeshRow, tuple[float, int]] = {}  # tokens left, and when
+        self._advertised: dict[Row, tuple[float, int]] = {}  # tokens left, and when
         self._advertise_ns = now_ns
 
     # -- limits
@@ -160,10 +157,9 @@ class Counters:
         rows = self._rows[row.kind]
         if rows.get(row.key64) is row:
             del rows[row.key64]
-        if isinstance(row, MeshRow):
-            self._advertised.pop(row, None)
+        self._advertised.pop(row, None)
 
-    def advertise(self, row: MeshRow, left: float, now_ns: int) -> None:
+    def advertise(self, row: Row, left: float, now_ns: int) -> None:
         """The upstream told this node what is left: the others hear it before it tells them."""
         if self._surroundings.members > 1:
             self._advertised[row] = (left, now_ns)
@@ -257,7 +253,7 @@ class Counters:
         if peers == 0 or self.joining:
             return
         items = [
-            pack((row.key64, int((left + (now_ns - told_ns) * row.limit.rate) * 16)))
+            pack((row.key64, int(row.left_by_now(left, now_ns - told_ns) * 16)))
             for row, (left, told_ns) in advertised.items()
         ]
         self._budget -= len(items) * _ADVERTISED_BYTES * peers
@@ -310,11 +306,12 @@ class Counters:
 
     def advertised_heard(self, items: Sequence[tuple[int, int]], now_ns: int) -> None:
         """What an upstream told a peer. A row that is made later starts at the peers' level."""
-        for key, left_16 in items:
-            for kind in _ADVERTISED_KINDS:
-                row = self._rows[kind].get(key)
-                if isinstance(row, MeshRow) and row.lower(left_16 / 16, now_ns):
-                    row.limit.lowered += 1
+        for kind in (Kind.COUNTERS, Kind.WINDOWS):
+            rows = self._rows[kind]
+            for key, left_16 in items:
+                row = rows.get(key)
+                if row is not None:
+                    row.hear_left(left_16 / 16, now_ns)
 
     def snapshot_heard(
         self, kind: Kind, node: bytes, boot: int, seq: int, entries: Sequence[Any], now_ns: int

@@ -43,7 +43,8 @@ _IDLE_TELLINGS = 3
 class MeshRow(Row):
     """The state of one limit for one key. Satisfies `gateway.limits.verdict.Entry`.
 
-    `peers_sum` is what peers announce to want within a horizon.
+    `heard` are the admissions that peers told of, monotone; `peers_sum` is what peers announce to
+    want within a horizon.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class MeshRow(Row):
         "_told_ns",
         "_x",
         "_x_until_ns",
+        "heard",
         "limit",
         "peers",
         "peers_sum",
@@ -74,6 +76,7 @@ class MeshRow(Row):
     ) -> None:
         super().__init__(key, key64, gen, now_ns)
         self.limit = limit
+        self.heard = 0
         self.peers: dict[bytes, PeerShare] = {}
         self.peers_sum = 0.0
         self._level = level
@@ -139,12 +142,15 @@ class MeshRow(Row):
             # The first request in flight needs only a chance, in proportion to what waits.
             weight = max(cost, announced, self.queued)
             quota = max(quota, min(float(cost), free * weight / (weight + peers_sum)))
-            x = limit.draw()
+            if now_ns >= self._x_until_ns:
+                # One chance until news of who took the token can be here: with one at each try,
+                # nodes with a small share, which try longer, had more than their share.
+                self._x = limit.draw()
+                self._x_until_ns = now_ns + limit.flush_ns
         elif now_ns >= self._x_until_ns:
-            x = self._x = limit.draw()
+            self._x = limit.draw()
             self._x_until_ns = now_ns + int(limit.horizon_ns * (0.5 + limit.draw()))
-        else:
-            x = self._x
+        x = self._x
         self._quota = quota
         if unseen + cost <= quota + x * cost:
             return ROOM
@@ -156,6 +162,8 @@ class MeshRow(Row):
         self.own += cost
         self.used_ns = now_ns
         limit = self.limit
+        if self._quota < 1.0:
+            self._x_until_ns = now_ns  # the next token is another chance
         if not self.active:
             limit.activate(self, now_ns)
         if limit.tight and self._quota < 2.0 and limit.members > 1:
@@ -212,6 +220,19 @@ class MeshRow(Row):
 
     # -- the mesh's side
 
+    def wake(self, now_ns: int) -> None:
+        """Has the limit tick this row from now on."""
+        self.limit.activate(self, now_ns)
+
+    def left_by_now(self, left: float, elapsed_ns: int) -> float:
+        """What is left of `left` and what drained since."""
+        return left + elapsed_ns * self.limit.rate
+
+    def hear_left(self, left: float, now_ns: int) -> None:
+        """A peer was told by the upstream that `left` tokens are left."""
+        if self.lower(left, now_ns):
+            self.limit.lowered += 1
+
     def lower(self, left: float, now_ns: int) -> bool:
         """Leaves at most `left` of the burst, if that is a token less than now; says whether.
 
@@ -229,10 +250,6 @@ class MeshRow(Row):
         self._told_ns = now_ns
         self._level = level
         return True
-
-    def wake(self, now_ns: int) -> None:
-        """Has the limit tick this row from now on."""
-        self.limit.activate(self, now_ns)
 
     def tick(self, now_ns: int) -> int:
         """Brings demand and silent peers up to date; returns what is Due.
@@ -339,7 +356,7 @@ class MeshRow(Row):
         self._drain(now_ns)
         peer = self.peers.get(node)
         gain = 0.5
-        counted = 0.0
+        heard_ns = now_ns
         if peer is None:
             peer = self.peers[node] = PeerShare(boot, gen, now_ns)
             grown = delta
@@ -353,16 +370,14 @@ class MeshRow(Row):
             elif seq <= peer.seq:
                 return False
             grown = total - peer.count
-            if self._told_more > 0.0 and peer.heard_ns < self._told_ns:
-                counted = self._counted(grown, peer.heard_ns, now_ns)
-            gain = min(0.5, (now_ns - peer.heard_ns) * limit.gain_per_ns)
+            heard_ns = peer.heard_ns
+            gain = min(0.5, (now_ns - heard_ns) * limit.gain_per_ns)
             peer.note_rate(grown, now_ns)
-        self.heard += max(0, grown)
         peer.seq = seq
         peer.count = total
         peer.heard_ns = now_ns
         self._note_demand(peer, lam_100, waiting)
-        self._add(peer, grown - counted)
+        self._add(peer, grown, heard_ns, now_ns)
         level = self._level
         # Levels that differ by more than news can explain creep towards each other.
         unseen = self.own - (self._sent[0][1] if self._sent else 0)
@@ -392,9 +407,13 @@ class MeshRow(Row):
             self.peers_sum = max(0.0, self.peers_sum + demand - peer.demand)
             peer.demand = demand
 
-    def _add(self, peer: PeerShare, grown: int) -> None:
-        """Counts what a peer admitted, less what its silence was charged with before."""
+    def _add(self, peer: PeerShare, grown: int, heard_ns: int, now_ns: int) -> None:
+        """Counts what a peer, last heard at `heard_ns`, admitted, less what its silence was
+        charged with and what the upstream told before."""
         level = self._level + grown - peer.phantom
+        self.heard += max(0, grown)
+        if self._told_more > 0.0 and heard_ns < self._told_ns:
+            level -= self._counted(grown, heard_ns, now_ns)
         if peer.excused:
             peer.excused = False
             forgiven = min(float(grown), self._excused)

@@ -31,23 +31,12 @@ class Due:
 class Row:
     """One counter that the members keep together, as gossip and its table see it.
 
-    `key64` is its name on the wire; `own` are this node's admissions in tokens, `heard` those that
-    peers told of, both monotone. `waiting` belongs to the caller. An `active` row is ticked by its
-    table, an `urgent` one is told before its next tick. Entries are the items of `kind`'s frames.
+    `key64` is its name on the wire, `own` this node's admissions in tokens, monotone. `waiting`
+    belongs to the caller. An `active` row is ticked by its table, an `urgent` one is told before
+    its next tick. Entries are the items of `kind`'s frames.
     """
 
-    __slots__ = (
-        "active",
-        "gen",
-        "heard",
-        "key",
-        "key64",
-        "own",
-        "queued",
-        "urgent",
-        "used_ns",
-        "waiting",
-    )
+    __slots__ = ("active", "gen", "key", "key64", "own", "queued", "urgent", "used_ns", "waiting")
 
     kind: Kind
 
@@ -56,7 +45,6 @@ class Row:
         self.key64 = key64
         self.gen = gen
         self.own = 0
-        self.heard = 0
         self.queued = 0  # tokens that requests waiting here want
         self.waiting: Any = None
         self.active = False
@@ -88,6 +76,14 @@ class Row:
         """What peers told before the row was made: boot, seq, entry, when."""
         for node, (boot, seq, entry, heard_ns) in told.items():
             self.hear(node, boot, seq, entry, heard_ns)
+
+    def left_by_now(self, left: float, elapsed_ns: int) -> float:
+        """What an upstream said was left so long ago, as of now."""
+        raise NotImplementedError
+
+    def hear_left(self, left: float, now_ns: int) -> None:
+        """A peer was told by the upstream that `left` tokens are left."""
+        raise NotImplementedError
 
     def forget_peer(self, node: bytes) -> None:
         """The peer is no longer a member."""

@@ -61,16 +61,17 @@ class Host(Protocol):
 
     def row_gone(self, row: Row) -> None: ...
 
-    def advertise(self, row: Any, left: float, now_ns: int) -> None: ...
+    def advertise(self, row: Row, left: float, now_ns: int) -> None: ...
 
     def wake(self) -> None: ...
 
 
 class SharedTable(Generic[R]):
     """Base of the limits that the whole mesh keeps together. `kind` is the frame that its entries
-    travel in."""
+    travel in; `drains` says that tokens come back at a rate, which can be scaled."""
 
     kind: Kind
+    drains = False
 
     def __init__(
         self,

@@ -111,8 +111,7 @@ def mesh_set(limits: int, keys: Sequence[bytes], now_ns: int, peers: int = PEERS
         for key in keys:
             entry = (limit.entry(key, now_ns).key64, 1, 1, 1, lam_100, 0, 0)
             for peer in range(peers):
-                node = b"peer-%03d" % peer
-                counters.entries_heard(Kind.COUNTERS, node, 1, 1, [entry], now_ns)
+                counters.entries_heard(Kind.COUNTERS, b"peer-%03d" % peer, 1, 1, [entry], now_ns)
 
     def settle(now_ns: int) -> None:
         """Ticks that are due, and what they tell; nothing is sent."""

