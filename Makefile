@@ -1,10 +1,11 @@
 # `make demo` and `make test` are all that a new user needs; both build .venv first.
 PYTHON ?= python3.11
 VENV := .venv
+COMPILED := .venv-compiled
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: env demo test test-slow bench bench-memory lint lock clean
+.PHONY: env compiled demo test test-slow bench bench-memory lint lock clean
 
 env: $(STAMP)
 
@@ -14,6 +15,15 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
+
+# The same program with its hot modules compiled (hatch_build.py), in an environment of its own: the
+# sources stay as they are and run interpreted. Needs a C compiler.
+compiled: env
+	rm -rf $(COMPILED) && $(PYTHON) -m venv $(COMPILED)
+	$(COMPILED)/bin/python -m pip install --quiet --require-hashes -r requirements.lock
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(COMPILED)/bin/python -m pip install --quiet --no-deps \
+		--no-build-isolation .
+	$(COMPILED)/bin/egressd --version
 
 demo: env
 	$(BIN)/egressd demo $(if $(HOLD),--hold)
@@ -31,7 +41,7 @@ test-slow: env
 
 # Beside HAProxy, nginx, Squid and mitmproxy; as root it installs from Debian what is missing.
 # ARGS="--https --json FILE" and others: see tests/bench/NOTES.md.
-bench: env
+bench: compiled
 	PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m bench.admission
 
@@ -45,4 +55,4 @@ lock: env
 		--no-header --all-extras --group dev --upgrade pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(COMPILED) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,7 +18,7 @@ Floors (imports go downward only; tests/test_tidy.py holds them):
     3  proxy (hot)   connectors (cold)               asyncio from here up
     2  conf routes
     1  h1  limits  waiting  breaker                  pure, and no sibling imports another
-    0  errors clock
+    0  errors clock build
 
 Glossary: *downstream* is the client's side, *upstream* the API's; an *exchange* is a request with
 its response; a *row* is one counter of a limit, for one key; a *pause* is an open breaker whose

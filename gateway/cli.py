@@ -9,10 +9,10 @@ import asyncio
 import json
 import signal
 import sys
-from importlib.metadata import version
 
 import click
 
+from gateway.build import build_kind, egressd_version
 from gateway.plan import sim
 
 __all__ = ["main"]
@@ -34,7 +34,7 @@ def _load(path: str, overrides: tuple[str, ...]):  # type: ignore[no-untyped-def
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("egressd"), prog_name="egressd")
+@click.version_option(f"{egressd_version()} ({build_kind()})", prog_name="egressd")
 def main() -> None:
     """An egress gateway whose nodes keep an external API's rate limit together, without a store."""
 

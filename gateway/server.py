@@ -22,6 +22,7 @@ import structlog
 
 from gateway.accesslog import AccessLog
 from gateway.breaker.states import BreakerState, Cause, Change
+from gateway.build import build_kind
 from gateway.clock import MS, monotonic_ns, wall_ns
 from gateway.conf.changes import cannot_change, diff
 from gateway.conf.faults import ConfError
@@ -175,6 +176,7 @@ class Server:
                 "serving",
                 node=self.conf.node.name,
                 codec=self.worker.codec.name,
+                build=build_kind(),
                 listen=[listener.name for listener in self.listeners],
                 upstreams=sorted(self.worker.runtime.upstreams),
                 start_ms=(monotonic_ns() - self.started_ns) // MS,

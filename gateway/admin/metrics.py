@@ -85,9 +85,9 @@ class NodeMetrics(Collector):
 def _node(document: dict[str, Any]) -> Iterator[Metric]:
     node = document["node"]
     build = GaugeMetricFamily(
-        "egressd_build_info", "The build; always 1.", labels=("version", "codec")
+        "egressd_build_info", "The build; always 1.", labels=("version", "codec", "build")
     )
-    build.add_metric((node["version"], node["codec"]), 1)
+    build.add_metric((node["version"], node["codec"], node["build"]), 1)
     yield build
     yield _gauge("egressd_uptime_seconds", "Time since the worker was made.", node["uptime_s"])
     yield _gauge("egressd_ready", "1 while new requests are welcome.", node["ready"])

@@ -9,11 +9,10 @@ and no credential is in it: a credential is the first 8 hexadecimal digits of it
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gateway.build import build_kind, egressd_version
 from gateway.clock import MS, SECOND, monotonic_ns
 from gateway.limits.peaks import WINDOWS
 from gateway.limits.settled import unwrapped
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.limits.peaks import LimitPeaks
     from gateway.proxy.graph import Upstream, Worker
 
-__all__ = ["Served", "egressd_version", "live_document", "node_document", "ready_document"]
+__all__ = ["Served", "live_document", "node_document", "ready_document"]
 
 ROWS_READ_MAX = 1000  # at some 0.4 us a row
 CREDENTIALS_SHOWN_MAX = 100
@@ -60,15 +59,6 @@ class Served(Protocol):
     def connection_count(self) -> int: ...
 
 
-@cache
-def egressd_version() -> str:
-    """The installed version; "unknown" in a tree that is not installed. Read from disk once."""
-    try:
-        return version("egressd")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def live_document() -> dict[str, Any]:
     """That the event loop turns: whoever can answer is alive."""
     return {"live": True}
@@ -97,6 +87,7 @@ def node_document(served: Served) -> dict[str, Any]:
         "node": {
             "name": conf.node.name,
             "version": egressd_version(),
+            "build": build_kind(),
             "uptime_s": round((now_ns - served.started_ns) / SECOND, 3),
             "now_ns": now_ns,
             "generation": worker.runtime.generation,

@@ -155,7 +155,7 @@ class H2Connection(httpcore.AsyncHTTP2Connection):
         self.deadline_ns = 0
         carried = HttpcoreExchange(self)
         self._carried.add(carried)
-        exchange.connected(cast("UpstreamProtocol", carried))
+        exchange.connected(carried)
 
     def idle(self) -> None:
         self.rested = True

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.connectors.dial import DialPlan, TcpDialer
-from gateway.connectors.via import ForwardedProtocol, ViaDialer
+from gateway.connectors.forwarded import ForwardedProtocol
+from gateway.connectors.via import ViaDialer
 from gateway.proxy.pool import UpstreamPool
 from gateway.proxy.tunnel import TunnelEnd
 from gateway.proxy.upstream import UpstreamProtocol

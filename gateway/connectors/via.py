@@ -3,7 +3,7 @@
 A chained proxy changes how a connection comes to be and nothing after it. So it is a Dialer: what
 it returns is the connection that a direct dial would have made, with TLS end to end, and the data
 path is the same. Only a plain http:// origin behind an http:// proxy is spoken to otherwise, in
-absolute-form, because such proxies let CONNECT through to TLS ports alone (`ForwardedProtocol`).
+absolute-form, because such proxies let CONNECT through to TLS ports alone (`forwarded`).
 
 `Connect` and `Socks5` are the two dialogues with the proxy, without sockets; `Handshake` carries
 one over a connection.
@@ -21,15 +21,12 @@ from gateway.clock import SECOND, monotonic_ns
 from gateway.connectors.dial import DialPlan, TcpDialer
 from gateway.errors import ErrorKind, GatewayError, Phase
 from gateway.h1.codec import BadMessage, Codec, HeadLimits
-from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
-from gateway.proxy.upstream import UpstreamProtocol
+from gateway.h1.message import Fields, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
-    from gateway.proxy.exchange import Exchange
-    from gateway.proxy.graph import Worker
-    from gateway.proxy.pool import UpstreamPool
+    from gateway.proxy.upstream import UpstreamProtocol
 
-__all__ = ["Connect", "ForwardedProtocol", "Socks5", "ViaDialer"]
+__all__ = ["Connect", "Socks5", "ViaDialer"]
 
 Made = TypeVar("Made", bound=asyncio.BufferedProtocol)
 
@@ -254,7 +251,7 @@ class ViaDialer:
         """A connection through which the proxy has reached the origin; one budget for all of it."""
         deadline_ns = monotonic_ns() + self.plan.connect_timeout_ns
         # The dialer only connects what `make` returns; it asks nothing of the protocol.
-        make = cast(Callable[[], UpstreamProtocol], lambda: Handshake(self._dialogue()))
+        make = cast("Callable[[], UpstreamProtocol]", lambda: Handshake(self._dialogue()))
         handshake = cast(Handshake, await self._proxy(make))
         try:
             async with asyncio.timeout(max(0, deadline_ns - monotonic_ns()) / SECOND):
@@ -303,24 +300,3 @@ def _hand_over(
         room[: len(early)] = early
         protocol.buffer_updated(len(early))
     return protocol
-
-
-class ForwardedProtocol(UpstreamProtocol):
-    """A connection to an http:// proxy that forwards by itself: targets are in absolute-form.
-
-    RFC 9112 section 3.2.2; path and query go on octet for octet.
-    """
-
-    __slots__ = ("_origin",)
-
-    def __init__(self, worker: Worker, pool: UpstreamPool, origin: bytes) -> None:
-        """`origin` is scheme and authority, e.g. b"http://api.example.com:8080"."""
-        super().__init__(worker, pool)
-        self._origin = origin
-
-    def begin(
-        self, exchange: Exchange, method: bytes, target: bytes, fields: Fields, framing: Framing
-    ) -> None:
-        # RFC 9112 section 3.2.4: `OPTIONS *` for another host is written without any path.
-        whole = self._origin if target == b"*" else self._origin + target
-        super().begin(exchange, method, whole, fields, framing)

@@ -14,6 +14,7 @@ is passed on uncopied.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from gateway.errors import ErrorKind
 from gateway.h1.chunked import ChunkedReader, scan_partial
@@ -46,9 +47,9 @@ class _Framer:
 
     __slots__ = ("_chunks", "_held", "_limits", "_remaining", "_scanned", "_sink", "_state")
 
-    _bad = ErrorKind.BAD_REQUEST
-    _too_large = ErrorKind.HEAD_TOO_LARGE
-    _too_long = ErrorKind.TARGET_TOO_LONG
+    _bad: ClassVar[ErrorKind] = ErrorKind.BAD_REQUEST
+    _too_large: ClassVar[ErrorKind] = ErrorKind.HEAD_TOO_LARGE
+    _too_long: ClassVar[ErrorKind] = ErrorKind.TARGET_TOO_LONG
 
     def __init__(self, sink: MessageSink, limits: HeadLimits, state: int) -> None:
         self._sink = sink
@@ -261,9 +262,9 @@ class ResponseFramer(_Framer):
 
     __slots__ = ("_interim", "_keep_alive", "_method", "_tokenize", "reusable")
 
-    _bad = ErrorKind.BAD_RESPONSE
-    _too_large = ErrorKind.RESPONSE_HEAD_TOO_LARGE
-    _too_long = ErrorKind.RESPONSE_HEAD_TOO_LARGE
+    _bad: ClassVar[ErrorKind] = ErrorKind.BAD_RESPONSE
+    _too_large: ClassVar[ErrorKind] = ErrorKind.RESPONSE_HEAD_TOO_LARGE
+    _too_long: ClassVar[ErrorKind] = ErrorKind.RESPONSE_HEAD_TOO_LARGE
 
     def __init__(self, sink: MessageSink, limits: HeadLimits, tokenize: Tokenize) -> None:
         super().__init__(sink, limits, _IDLE)

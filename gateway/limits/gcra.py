@@ -46,7 +46,7 @@ class GcraRow:
         mark = self.mark
         if mark < limit.floor:
             mark = limit.floor
-        over: float = cost - limit.burst
+        over = float(cost - limit.burst)
         if mark > clock:
             over += mark - clock
         if over <= _SLACK:

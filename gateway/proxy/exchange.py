@@ -25,7 +25,7 @@ from gateway.proxy import admission
 from gateway.proxy.answers import error_answer
 from gateway.proxy.flow import HELD_BYTES_MAX, PAUSE_HELD, PAUSE_PEER
 from gateway.proxy.graph import AccessRecord
-from gateway.proxy.response import Respondent
+from gateway.proxy.response import Carrier, Respondent
 from gateway.proxy.stage import Stage
 from gateway.proxy.targets import FORWARD, find_absolute, find_tunnel, is_other_host
 from gateway.proxy.tunnel import TunnelEnd
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from gateway.breaker.signals import Signal
     from gateway.proxy.downstream import DownstreamProtocol
     from gateway.proxy.graph import RetryRule, Upstream, Worker
-    from gateway.proxy.upstream import UpstreamProtocol
 
 __all__ = ["Exchange"]
 
@@ -211,7 +210,7 @@ class Exchange(Respondent):
 
     # The request's way out.
 
-    def connected(self, connection: UpstreamProtocol | TunnelEnd) -> None:
+    def connected(self, connection: Carrier | TunnelEnd) -> None:
         """The pool's answer: the request goes out."""
         now_ns = self.connected_ns = self.worker.now_ns()
         self.wants_fresh = False

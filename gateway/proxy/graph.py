@@ -12,16 +12,20 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from gateway.breaker.outcome import FailureRule
 from gateway.clock import monotonic_ns, wall_ns
 from gateway.errors import GatewayError, Termination
 from gateway.h1.codec import Codec, HeadLimits
+from gateway.limits.verdict import Limit
+from gateway.proxy.clients import ClientTable
 from gateway.proxy.deadlines import Wheel
 from gateway.proxy.flow import READ_BYTES
+from gateway.proxy.targets import ForwardTable
+from gateway.routes import RouteTable
 
 if TYPE_CHECKING:
     import ssl
 
-    from gateway.breaker.outcome import FailureRule
     from gateway.breaker.providers import Profile
     from gateway.breaker.states import Change
     from gateway.breaker.table import BreakerTable
@@ -29,16 +33,13 @@ if TYPE_CHECKING:
     from gateway.limits.inflight import InflightRow
     from gateway.limits.lessons import Lessons
     from gateway.limits.policy import LimitSet
-    from gateway.limits.verdict import Limit
     from gateway.proxy.admission import Admittee
-    from gateway.proxy.clients import ClientTable, Network
+    from gateway.proxy.clients import Network
     from gateway.proxy.downstream import DownstreamProtocol
     from gateway.proxy.pool import Pool
     from gateway.proxy.preface import Preface
     from gateway.proxy.relay import Relay
-    from gateway.proxy.targets import ForwardTable
     from gateway.proxy.waitroom import WaitRoom
-    from gateway.routes import RouteTable
     from gateway.waiting.fair_queue import Budget
 
 __all__ = [

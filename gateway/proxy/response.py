@@ -6,7 +6,7 @@ connection can go on, and whether this response is passed on at all or the reque
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
 from gateway.h1 import encode
@@ -21,11 +21,47 @@ from gateway.proxy.tunnel import Tunnel
 if TYPE_CHECKING:
     from gateway.breaker.signals import Signal
     from gateway.proxy.downstream import DownstreamProtocol
+    from gateway.proxy.exchange import Exchange
     from gateway.proxy.graph import Worker
     from gateway.proxy.relay import Relay
-    from gateway.proxy.upstream import UpstreamProtocol
 
-__all__ = ["Respondent"]
+__all__ = ["Carrier", "Respondent"]
+
+
+class Carrier(Protocol):
+    """What carries an exchange upstream: a connection, or one stream of an HTTP/2 connection.
+
+    What each method does, `UpstreamProtocol` tells.
+    """
+
+    deadline_ns: int
+    fresh: bool
+
+    @property
+    def response_begun(self) -> bool: ...
+
+    @property
+    def reading_paused(self) -> bool: ...
+
+    def begin(
+        self, exchange: Exchange, method: bytes, target: bytes, fields: Fields, framing: Framing
+    ) -> None: ...
+
+    def send_body(self, data: bytes) -> None: ...
+
+    def send_end(self, trailers: Fields) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def discard(self) -> None: ...
+
+    def drop(self) -> None: ...
+
+    def pause_reading(self, reason: int) -> None: ...
+
+    def resume_reading(self, reason: int) -> None: ...
 
 
 class Respondent(admission.Admittee):
@@ -51,7 +87,7 @@ class Respondent(admission.Admittee):
     def __init__(self, worker: Worker, downstream: DownstreamProtocol, head: RequestHead) -> None:
         super().__init__(worker, head, downstream.source, downstream.certificate_names)
         self.downstream = downstream
-        self.connection: UpstreamProtocol | None = None
+        self.connection: Carrier | None = None
         self.stage = Stage.ADMIT
         self.status = 0
         self.request_done = head.framing is Framing.NONE

@@ -23,6 +23,7 @@ __all__ = ["CONTENDERS", "HOST", "Contender", "Origin", "Stage"]
 HOST = "bench.internal"
 SMALL_BYTES = 128
 LARGE_BYTES = 64 * 1024
+COMPILED = Path(__file__).parents[2] / ".venv-compiled"  # of `make compiled`
 FILES_MAX = 4096  # connections that nginx, HAProxy and Squid prepare for; 2 x 256 are used
 
 
@@ -161,11 +162,13 @@ class Contender:
 
 def _version_of(argv: list[str]) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    found = re.search(r"\d+(\.\d+)+\S*", done.stdout + done.stderr)
+    found = re.search(r"\d+(\.\d+)+\S*( \(\w+\))?", done.stdout + done.stderr)
     return found.group() if found else "?"
 
 
 class Egressd(Contender):
+    """As an operator would install it: what `make compiled` made, if that was possible here."""
+
     name = "egressd"
     program = "egressd"
     sink = "file, JSON, drained every 200 ms"
@@ -173,7 +176,8 @@ class Egressd(Contender):
 
     @classmethod
     def _path(cls) -> Path:
-        return Path(sys.executable).parent / cls.program
+        compiled = COMPILED / "bin" / cls.program
+        return compiled if compiled.exists() else EgressdInterpreted._path()
 
     @classmethod
     def prepare(cls, stage: Stage) -> str:
@@ -206,6 +210,20 @@ burst = 100000
 host = "{HOST}"
 upstream = "origin"
 """
+
+    def argv(self) -> list[str]:
+        # PYTHONPATH would put the sources before what is installed.
+        return ["env", "-u", "PYTHONPATH", str(self._path()), "run", "-c", str(self.conf_path)]
+
+
+class EgressdInterpreted(Egressd):
+    """The same source as plain Python: this environment's."""
+
+    name = "egressd-interpreted"
+
+    @classmethod
+    def _path(cls) -> Path:
+        return Path(sys.executable).parent / cls.program
 
     def argv(self) -> list[str]:
         return [str(self._path()), "run", "-c", str(self.conf_path)]
@@ -368,4 +386,11 @@ ssl_verify_upstream_trusted_ca: {self.origin.ca}
         return [str(program), "--set", f"confdir={self.folder}"]
 
 
-CONTENDERS: tuple[type[Contender], ...] = (Egressd, Haproxy, Nginx, Squid, Mitmproxy)
+CONTENDERS: tuple[type[Contender], ...] = (
+    Egressd,
+    EgressdInterpreted,
+    Haproxy,
+    Nginx,
+    Squid,
+    Mitmproxy,
+)

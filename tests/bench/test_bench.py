@@ -144,7 +144,7 @@ class TestContenders:
 
     def test_each_says_where_its_log_goes(self) -> None:
         names = [cls.name for cls in CONTENDERS]
-        assert len(set(names)) == len(names) == 5
+        assert len(set(names)) == len(names) == 6
         assert all(cls.sink and cls.remarks for cls in CONTENDERS)
 
     def test_egressd_accepts_its_configuration(self, stage: Stage) -> None:

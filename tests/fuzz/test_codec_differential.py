@@ -43,8 +43,8 @@ class Events:
     def head_received(self, head: RequestHead | ResponseHead) -> None:
         self.head = head
         self.body = b""
-        slots = sorted(type(head).__slots__)
-        self.told.append(("head", *((slot, getattr(head, slot)) for slot in slots)))
+        names = [name for name in dir(head) if not name.startswith("_")]
+        self.told.append(("head", *((name, getattr(head, name)) for name in names)))
 
     def body_received(self, data: bytes) -> None:
         assert data

@@ -6,6 +6,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.admin.metrics import NodeMetrics
+from gateway.build import build_kind
 from gateway.clock import SECOND, monotonic_ns
 from gateway.mesh import MeshAdapter
 from peers.simnet import Simulation
@@ -66,6 +67,7 @@ def test_the_node_itself_is_exposed(make_served: MakeServed) -> None:
     assert value(samples, "egressd_events_total", event="access_log_dropped") == 0
     builds = [labels for name, labels in samples if name == "egressd_build_info"]
     assert [dict(labels)["codec"] for labels in builds] == ["h11"]
+    assert [dict(labels)["build"] for labels in builds] == [build_kind()]
     assert value(samples, "egressd_mesh_members", state="alive") == 0
 
 
