@@ -6,11 +6,12 @@ ours (Retry-After as a date) and where a log line is stamped.
 """
 
 from time import monotonic_ns, time_ns
+from typing import Final
 
 __all__ = ["MS", "SECOND", "US", "monotonic_ns", "wall_ns"]
 
-US = 1_000
-MS = 1_000_000
-SECOND = 1_000_000_000
+US: Final = 1_000
+MS: Final = 1_000_000
+SECOND: Final = 1_000_000_000
 
 wall_ns = time_ns

@@ -8,13 +8,13 @@ knowledge: on the wire it is OPEN.
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__ = ["GO", "TRANSITIONS", "TRIAL", "Action", "BreakerPolicy", "BreakerState"]
 __all__ += ["Cause", "Change", "Input"]
 
-GO = 0
-TRIAL = -2
+GO: Final = 0
+TRIAL: Final = -2
 
 _SECOND_NS = 1_000_000_000
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Final
 
 from gateway.errors import ErrorKind
 from gateway.h1.codec import BadMessage, HeadLimits
@@ -19,16 +20,19 @@ from gateway.h1.message import Fields
 __all__ = ["ChunkedReader", "scan_partial"]
 
 # 16 hexadecimal digits are 64 bits, more than any length that is allowed.
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t -~\x80-\xff]*)?\r\n").match
+_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t -~\x80-\xff]*)?\r\n").match
 # What a line that has not ended may look like, so that a bad one is refused before it ends.
 _SIZE_LINE_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,16}(;[\t -~\x80-\xff]*)?\r?)?").fullmatch
-_CHUNK_BYTES_MAX = 2**63 - 1
+_CHUNK_BYTES_MAX: Final = 2**63 - 1
 
 # Per message. No extension is in general use; a sender that signs its chunks needs 85 octets for
 # each, so this leaves room for 190 of them. Node.js allows as much.
 _EXTENSION_BYTES_MAX = 16 * 1024
 
-_SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
+_SIZE: Final = 0
+_DATA: Final = 1
+_DATA_END: Final = 2
+_TRAILERS: Final = 3
 
 
 def scan_partial(held: bytes | bytearray, scanned: int, end: int, kind: ErrorKind) -> int:

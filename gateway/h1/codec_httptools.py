@@ -8,6 +8,8 @@ llhttp's lenient flags stay off. This module is the only door to httptools.
 
 from __future__ import annotations
 
+from typing import Final
+
 import httptools
 
 from gateway.h1 import codec_h11
@@ -17,10 +19,10 @@ from gateway.h1.message import Fields, MessageSink
 
 __all__ = ["CODEC", "request_fields", "response_fields"]
 
-_RequestParser = httptools.HttpRequestParser
-_ResponseParser = httptools.HttpResponseParser
-_Upgrade = httptools.HttpParserUpgrade
-_Refused = httptools.HttpParserError
+_RequestParser: Final = httptools.HttpRequestParser
+_ResponseParser: Final = httptools.HttpResponseParser
+_Upgrade: Final = httptools.HttpParserUpgrade
+_Refused: Final = httptools.HttpParserError
 
 
 class _Collector:

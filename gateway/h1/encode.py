@@ -7,25 +7,26 @@ adds itself it makes from tokens.
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Final
 
 from gateway.h1.message import Fields, Framing
 
 __all__ = ["LAST_CHUNK", "chunk", "last_chunk", "reason_phrase", "request", "response"]
 
-LAST_CHUNK = b"0\r\n\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
-_CRLF = b"\r\n"
-_CHUNKED_LINE = b"Transfer-Encoding: chunked"
-_CLOSE_LINE = b"Connection: close"
+_CRLF: Final = b"\r\n"
+_CHUNKED_LINE: Final = b"Transfer-Encoding: chunked"
+_CLOSE_LINE: Final = b"Connection: close"
 
 _REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 # The status-lines that nearly all responses begin with, made once.
-_STATUS_LINES = {
+_STATUS_LINES: Final = {
     (status, reason): b"HTTP/1.1 %d %b" % (status, reason) for status, reason in _REASONS.items()
 }
 
-_CHUNKED = Framing.CHUNKED
-_line = b": ".join
+_CHUNKED: Final = Framing.CHUNKED
+_line: Final = b": ".join
 
 
 def reason_phrase(status: int) -> bytes:

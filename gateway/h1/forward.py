@@ -9,6 +9,7 @@ its clients' addresses and names to every API.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from gateway.h1 import names
 from gateway.h1.message import Fields, RequestHead, ResponseHead
@@ -43,11 +44,11 @@ _RESPONSE_DROPS = {
     names.PROXY_AUTHENTICATE,  # between neighbours only: RFC 9110 section 11.7.1
 }
 # Indexed by kind: a tuple's element is found faster than a set's member.
-_KEEP_IN_REQUEST = tuple(kind not in _REQUEST_DROPS for kind in _KINDS)
-_KEEP_IN_RESPONSE = tuple(kind not in _RESPONSE_DROPS for kind in _KINDS)
+_KEEP_IN_REQUEST: Final = tuple(kind not in _REQUEST_DROPS for kind in _KINDS)
+_KEEP_IN_RESPONSE: Final = tuple(kind not in _RESPONSE_DROPS for kind in _KINDS)
 
 # Connection options that name no field, or one that is dropped in any case.
-_PLAIN_OPTIONS = frozenset((b"close", b"keep-alive", b"te", b"upgrade"))
+_PLAIN_OPTIONS: Final = frozenset((b"close", b"keep-alive", b"te", b"upgrade"))
 
 # RFC 9110 section 7.6.1: Connection must not name a field meant for all recipients. Whoever does it
 # all the same wants a message to arrive without its credential, cache rule or length.
@@ -78,11 +79,11 @@ _NEVER_RULED = frozenset(
 )
 
 
-_EXPECT = frozenset((b"expect",))
+_EXPECT: Final = frozenset((b"expect",))
 # RFC 9110 section 10.1.4: TE is for the next hop, so Connection has to name it.
-_TE_TRAILERS = ((b"TE", b"trailers"), (b"Connection", b"TE"))
+_TE_TRAILERS: Final = ((b"TE", b"trailers"), (b"Connection", b"TE"))
 # RFC 9110 section 7.6.2: the methods for which Max-Forwards means something.
-_COUNTED_METHODS = frozenset((b"OPTIONS", b"TRACE"))
+_COUNTED_METHODS: Final = frozenset((b"OPTIONS", b"TRACE"))
 
 
 class FieldRules:

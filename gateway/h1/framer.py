@@ -14,7 +14,7 @@ is passed on uncopied.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from gateway.errors import ErrorKind
 from gateway.h1.chunked import ChunkedReader, scan_partial
@@ -28,14 +28,22 @@ __all__ = ["RequestFramer", "ResponseFramer", "Tokenize"]
 Tokenize = Callable[[bytes], Fields]
 
 # Plain integers, because an enum's attribute costs 30 ns at every use.
-_HEAD, _LENGTH, _CHUNKED, _CLOSE, _DONE, _IDLE, _TUNNEL, _SPOILT, _DEAD = range(9)
+_HEAD: Final = 0
+_LENGTH: Final = 1
+_CHUNKED: Final = 2
+_CLOSE: Final = 3
+_DONE: Final = 4
+_IDLE: Final = 5
+_TUNNEL: Final = 6
+_SPOILT: Final = 7
+_DEAD: Final = 8
 
-_NONE = Framing.NONE
-_BY_LENGTH = Framing.LENGTH
-_BY_CHUNKS = Framing.CHUNKED
+_NONE: Final = Framing.NONE
+_BY_LENGTH: Final = Framing.LENGTH
+_BY_CHUNKS: Final = Framing.CHUNKED
 
 # RFC 9112 section 2.3: the version is case-sensitive. 0.9 has no heads, 2 and 3 other octets.
-_MINOR = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
+_MINOR: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
 
 # A server may send 102 every 20 s (RFC 2518 section 10.1); with the default total timeout of 10 min
 # that is 30, and twice as many are no longer progress.

@@ -11,6 +11,7 @@ use need it, and their connection is then not used again.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
 from gateway.errors import ErrorKind
 from gateway.h1 import names
@@ -28,26 +29,27 @@ __all__ = [
     "split_authority",
 ]
 
-_BAD_REQUEST = ErrorKind.BAD_REQUEST
-_BAD_RESPONSE = ErrorKind.BAD_RESPONSE
+_BAD_REQUEST: Final = ErrorKind.BAD_REQUEST
+_BAD_RESPONSE: Final = ErrorKind.BAD_RESPONSE
 
 # RFC 9110 section 5.5: a value has VCHAR, obs-text, SP and HTAB. What is left of a head when these
 # are deleted are line ends, and whatever has no business there.
-_TEXT = bytes(b for b in range(256) if (b >= 0x20 and b != 0x7F) or b == 0x09)
+_TEXT: Final = bytes(b for b in range(256) if (b >= 0x20 and b != 0x7F) or b == 0x09)
 
 # RFC 3986 appendix A knows fewer characters, but clients send `|`, `{`, `"` and the like raw, and
 # section 7.7 of RFC 9110 forbids to repair them. `#` would start a fragment, which is never sent.
-_TARGET_OCTETS = bytes(b for b in range(0x21, 0x7F) if b != ord("#"))
+_TARGET_OCTETS: Final = bytes(b for b in range(0x21, 0x7F) if b != ord("#"))
 
 # The registry's longest method has 17 octets (UPDATEREDIRECTREF); RFC 9112 section 3 asks for 501
 # above what a server supports.
-_METHOD_BYTES_MAX = 64
+_METHOD_BYTES_MAX: Final = 64
 
-_LENGTH_MAX = 2**63 - 1  # RFC 9110 section 8.6 warns of overflow; int64 is what servers count with
-_LENGTH_DIGITS_MAX = 19  # as many as _LENGTH_MAX has: longer ones are not worth converting
+# RFC 9110 section 8.6 warns of overflow; int64 is what servers count with.
+_LENGTH_MAX: Final = 2**63 - 1
+_LENGTH_DIGITS_MAX: Final = 19  # as many as _LENGTH_MAX has: longer ones are not worth converting
 
 # A Connection value longer than this is no ordinary one, and not worth a place in the cache.
-_OPTIONS_CACHED_BYTES_MAX = 128
+_OPTIONS_CACHED_BYTES_MAX: Final = 128
 
 
 def judge_octets(block: bytes, kind: ErrorKind) -> int:
@@ -354,4 +356,4 @@ def _options_slow(value: bytes) -> frozenset[bytes]:
     return frozenset(part.partition(b";")[0].strip(b" \t") for part in parts) - {b""}
 
 
-_options_cached = lru_cache(maxsize=256)(_options_slow)
+_options_cached: Final = lru_cache(maxsize=256)(_options_slow)

@@ -8,6 +8,7 @@ answer is remembered per spelling. Both tables are bounded, because clients choo
 from __future__ import annotations
 
 import re
+from typing import Final
 
 __all__ = [
     "CONNECTION",
@@ -29,19 +30,19 @@ __all__ = [
 ]
 
 # PLAIN is 0, so that the common answer is the false one; the others index tuples in forward.py.
-PLAIN = 0
-HOST = 1
-CONTENT_LENGTH = 2
-TRANSFER_ENCODING = 3
-CONNECTION = 4
-EXPECT = 5
-TE = 6
-UPGRADE = 7
-HOP = 8  # meant for the next hop only and of no interest to the guard
-FORWARDED = 9  # says where a request came from (RFC 7239 and its forerunners)
-PROXY_AUTHORIZATION = 10
-PROXY_AUTHENTICATE = 11
-INVALID = 12
+PLAIN: Final = 0
+HOST: Final = 1
+CONTENT_LENGTH: Final = 2
+TRANSFER_ENCODING: Final = 3
+CONNECTION: Final = 4
+EXPECT: Final = 5
+TE: Final = 6
+UPGRADE: Final = 7
+HOP: Final = 8  # meant for the next hop only and of no interest to the guard
+FORWARDED: Final = 9  # says where a request came from (RFC 7239 and its forerunners)
+PROXY_AUTHORIZATION: Final = 10
+PROXY_AUTHENTICATE: Final = 11
+INVALID: Final = 12
 
 # RFC 9110 section 5.6.2: token = 1*tchar.
 is_token = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
@@ -98,5 +99,5 @@ class _LowerTable(dict[bytes, bytes]):
         return lower
 
 
-KIND = _KindTable()
-LOWER = _LowerTable()
+KIND: Final = _KindTable()
+LOWER: Final = _LowerTable()

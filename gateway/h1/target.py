@@ -9,21 +9,21 @@ from __future__ import annotations
 import ipaddress
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gateway.errors import ErrorKind
 from gateway.h1.codec import BadMessage
 
 __all__ = ["AbsoluteTarget", "split_absolute", "split_authority"]
 
-_DEFAULT_PORTS = {b"http": 80, b"https": 443}
+_DEFAULT_PORTS: Final = {b"http": 80, b"https": 443}
 
 # A DNS name has at most 253 octets (RFC 1035 section 2.3.4, without the root's), a port 5 digits.
 _AUTHORITY_BYTES_MAX = 253 + 1 + 5
 
 # RFC 3986 section 3.2.2 also allows sub-delims and percent-encoding in a reg-name. No host that can
 # be resolved has them, and each is a way to write one host in two ways past an allow-list.
-_AUTHORITY = re.compile(rb"([0-9A-Za-z._~\-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]*))?")
+_AUTHORITY: Final = re.compile(rb"([0-9A-Za-z._~\-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]*))?")
 _PORT_MAX = 65535
 
 

@@ -13,7 +13,7 @@ is 4e-6 token.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from gateway.limits.share import even_share
 from gateway.limits.stick_table import StickTable
@@ -23,7 +23,7 @@ __all__ = ["Gcra", "GcraRow"]
 
 # What rounding may add to a level; without it a request that comes exactly when it was told to
 # would be told to wait one nanosecond more.
-_SLACK = 1e-5
+_SLACK: Final = 1e-5
 
 
 class GcraRow:

@@ -6,7 +6,7 @@ never added to another's (HAProxy's synced `conn_cur` went negative and grew for
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from gateway.limits.share import even_share
 from gateway.limits.stick_table import StickTable
@@ -16,7 +16,7 @@ __all__ = ["Inflight", "InflightRow"]
 
 # Nobody knows when a slot comes back. One second is the least that Retry-After can say, and who
 # waits here is woken by `give_back`, not by this figure.
-_AGAIN_NS = 1_000_000_000
+_AGAIN_NS: Final = 1_000_000_000
 
 # After the upstream found too many requests at a time, one slot comes back in so long: as often a
 # client of its own would try one more (AIMD: Chiu, Jain, "Analysis of the increase and decrease

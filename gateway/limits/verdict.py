@@ -7,12 +7,12 @@ protocols structurally, so that mesh-wide and local limits stand in the same lis
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 __all__ = ["NEVER", "ROOM", "Entry", "Limit", "Reject"]
 
-ROOM = 0
-NEVER = -1
+ROOM: Final = 0
+NEVER: Final = -1
 
 
 class Entry(Protocol):

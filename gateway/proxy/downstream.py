@@ -93,7 +93,6 @@ class DownstreamProtocol(Relay):
         state = self._state
         if state is State.IDLE:
             self._state = State.HEAD
-            self.set_timeout(self.worker.runtime.head_timeout_ns)
         elif state is State.LINGER:
             self._lingered_bytes += len(data)
             if self._lingered_bytes > LINGER_BYTES_MAX:
@@ -107,6 +106,9 @@ class DownstreamProtocol(Relay):
             return
         finally:
             self.decoding = False
+        if state is State.IDLE and self._state is State.HEAD:
+            # Most heads come whole: only for one that did not does a time begin.
+            self.set_timeout(self.worker.runtime.head_timeout_ns)
         self._after_decoding()
 
     def ended(self) -> None:

@@ -7,7 +7,7 @@ meet. `Admittee` is the part that waits, `Respondent` the part that comes back.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.breaker.signals import Decision
 from gateway.clock import SECOND
@@ -42,7 +42,7 @@ __all__ = ["Exchange"]
 TUNNEL_OPEN = b"HTTP/1.1 200 Connection Established\r\n\r\n"
 
 # RFC 9110 section 9.2.2.
-IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 
 
 class Exchange(Respondent):

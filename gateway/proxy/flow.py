@@ -7,6 +7,7 @@ clients that do not read cost about 1,000 x (WRITE_HIGH + READ_BYTES) = 128 MiB.
 from __future__ import annotations
 
 import select
+from typing import Final
 
 __all__ = [
     "FLUSH_BYTES",
@@ -19,15 +20,17 @@ __all__ = [
     "peer_has_left",
 ]
 
-READ_BYTES = 64 * 1024  # one read; the kernel's default receive buffer is of this order
-WRITE_HIGH = 64 * 1024  # a transport with more than this unsent stops the other side's reading
-FLUSH_BYTES = 16 * 1024  # gathered octets that do not wait for the end of the loop's turn
-HELD_BYTES_MAX = 64 * 1024  # body octets kept for a request that has no upstream connection yet
+READ_BYTES: Final = 64 * 1024  # one read; the kernel's default receive buffer is of this order
+# A transport with more than this unsent stops the other side's reading.
+WRITE_HIGH: Final = 64 * 1024
+FLUSH_BYTES: Final = 16 * 1024  # gathered octets that do not wait for the end of the loop's turn
+# Body octets kept for a request that has no upstream connection yet.
+HELD_BYTES_MAX: Final = 64 * 1024
 
 # Why reading is paused: a set of bits, reading goes on when none is left.
-PAUSE_PEER = 1  # the other side cannot take more
-PAUSE_HELD = 2  # the request waits and its body fills HELD_BYTES_MAX
-PAUSE_PIPELINE = 4  # a later request's octets are buffered, its turn comes after this one
+PAUSE_PEER: Final = 1  # the other side cannot take more
+PAUSE_HELD: Final = 2  # the request waits and its body fills HELD_BYTES_MAX
+PAUSE_PIPELINE: Final = 4  # a later request's octets are buffered, its turn comes after this one
 
 
 def peer_has_left(fd: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from gateway.breaker.outcome import FailureRule
 from gateway.clock import monotonic_ns, wall_ns
@@ -60,7 +60,8 @@ __all__ = [
 
 KeyPart = Callable[["Admittee"], bytes]
 
-RING_MAX = 65_536  # access records between two drains; at 30,000 requests/s that is two seconds
+# Access records between two drains; at 30,000 requests/s that is two seconds.
+RING_MAX: Final = 65_536
 
 
 class Timeouts(NamedTuple):
@@ -105,7 +106,7 @@ class LimitUse(NamedTuple):
 
 # Retries are at most `budget` x requests + this many: a quiet upstream's first failure may be
 # tried again, and an outage is not multiplied.
-RETRY_CREDIT_MAX = 10.0
+RETRY_CREDIT_MAX: Final = 10.0
 
 SCOPES_MAX = 32  # names of scopes that are told apart, each a label of a metric
 

@@ -13,7 +13,7 @@ are tokens per nanosecond.
 from __future__ import annotations
 
 from math import ceil, expm1
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from peers.core.config import MS, SECOND
 from peers.core.share import Due, PeerShare, Row
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSED_RETRY_NS", "NEVER", "ROOM", "MeshRow"]
 
-ROOM = 0
-NEVER = -1
+ROOM: Final = 0
+NEVER: Final = -1
 
 # Asking more often than each millisecond buys nothing: retries at 1 ms kept the peak within
 # 1.005 of the bound in simulation, and fewer tokens than one come free meanwhile below 1,000/s.
-_RETRY_MIN_NS = 1 * MS
+_RETRY_MIN_NS: Final = 1 * MS
 # A closed limit (on_partition) is asked again when membership may have changed.
 CLOSED_RETRY_NS = 1 * SECOND
 # What an upstream says is left is rounded down: a part of a token is no difference. (Levels are
