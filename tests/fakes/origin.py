@@ -87,16 +87,24 @@ class Origin:
     """A scripted HTTP/1.1 origin on a loopback port. Use as a context manager.
 
     The script returns False (or raises) to close the connection. `requests` holds all that came,
-    in order. Faults of a script are raised when the origin is closed.
+    in order. Faults of a script are raised when the origin is closed. With `close_notify` a script
+    that closes its TLS stream says so first; by default, as most HTTPS servers, it does not.
     """
 
-    def __init__(self, script: Script | None = None, ssl_context: object = None) -> None:
+    def __init__(
+        self,
+        script: Script | None = None,
+        ssl_context: object = None,
+        *,
+        close_notify: bool = False,
+    ) -> None:
         self.script: Script = script or answer()
         self.requests: list[Received] = []
         self.arrivals: queue.Queue[Received] = queue.Queue()
         self.connections = 0
         self.open_now = 0
         self._ssl = ssl_context
+        self._close_notify = close_notify
         self._started = threading.Event()
         self._cancel: trio.CancelScope | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -145,7 +153,7 @@ class Origin:
                     stream,
                     self._ssl,
                     server_side=True,
-                    https_compatible=True,
+                    https_compatible=not self._close_notify,
                 )
             await self._serve_requests(Connection(wrapped, self.connections))
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):

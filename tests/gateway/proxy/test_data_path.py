@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from fakes.gateway import Client
 from fakes.origin import Connection, Received
 
@@ -72,20 +71,6 @@ def test_chunked_bodies_pass_both_ways(make) -> None:
     assert request.body == b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
 
 
-def test_a_close_delimited_response_becomes_chunked(make) -> None:
-    async def script(connection: Connection, request: Received) -> bool:
-        await connection.send(b"HTTP/1.1 200 OK\r\n\r\nuntil the end")
-        return False
-
-    gateway, origin = make(script)
-    with gateway.client() as client:
-        response = client.get()
-        assert response.body == b"until the end"
-        assert response.values(b"transfer-encoding") == [b"chunked"]
-        assert client.get().body == b"until the end"
-    assert origin.connections == 2
-
-
 def test_http_1_0_clients_get_what_they_understand(make) -> None:
     async def script(connection: Connection, request: Received) -> None:
         await connection.send(
@@ -101,28 +86,6 @@ def test_http_1_0_clients_get_what_they_understand(make) -> None:
         assert response.value(b"connection") == b"close"
         assert client.closed()
     assert origin.next_request().request_line == b"GET / HTTP/1.1"
-
-
-@pytest.mark.parametrize(
-    ("method", "status", "fields"),
-    [
-        (b"HEAD", b"200 OK", b"Content-Length: 5\r\n"),
-        (b"GET", b"204 No Content", b""),
-        (b"GET", b"304 Not Modified", b"Content-Length: 5\r\n"),
-    ],
-)
-def test_responses_without_a_body(make, method: bytes, status: bytes, fields: bytes) -> None:
-    async def script(connection: Connection, request: Received) -> None:
-        await connection.send(b"HTTP/1.1 %s\r\n%s\r\n" % (status, fields))
-
-    gateway, origin = make(script)
-    with gateway.client() as client:
-        for _ in range(2):
-            client.send(b"%s / HTTP/1.1\r\nHost: api.test\r\n\r\n" % method)
-            response = client.response(method)
-            assert response.status == int(status[:3])
-            assert response.values(b"content-length") == ([b"5"] if fields else [])
-    assert origin.connections == 1
 
 
 def test_pipelined_requests_are_answered_in_order(make) -> None:
@@ -150,18 +113,6 @@ def test_routes_strip_their_prefix_and_match_whole_segments(make) -> None:
             assert client.get(sent, host=b"gw").status == 200
             assert origin.next_request().target == wanted
         assert client.get(b"/apiary", host=b"gw").status == 404
-
-
-def test_absolute_form_reaches_the_upstream_of_that_origin(make) -> None:
-    gateway, origin = make()
-    with gateway.client() as client:
-        client.send(b"GET %s/x?y HTTP/1.1\r\nHost: other\r\n\r\n" % origin.url.encode())
-        assert client.response().status == 200
-        assert origin.next_request().request_line == b"GET /x?y HTTP/1.1"
-        client.send(b"GET http://elsewhere.test/ HTTP/1.1\r\nHost: elsewhere.test\r\n\r\n")
-        refused = client.response()
-        assert refused.status == 403
-        assert b"http_request_denied" in refused.value(b"proxy-status")
 
 
 def test_a_large_response_waits_for_a_slow_reader(make) -> None:

@@ -7,6 +7,14 @@ import json
 import pytest
 from fakes.origin import Connection, Received, answer
 
+# What waits for time, or is long, is run on the reference drivers by `make test-slow` only.
+FAST_FIRST = pytest.mark.parametrize(
+    "drivers",
+    [("httptools", "uvloop"), pytest.param(("h11", "asyncio"), marks=pytest.mark.slow)],
+    ids=["fast", "reference"],
+    indirect=True,
+)
+
 
 async def slows_down(connection: Connection, request: Received) -> bool | None:
     """/slow is refused for a second; anything else is answered."""
@@ -36,6 +44,7 @@ def paused(make):
     return gateway, origin, base
 
 
+@FAST_FIRST
 def test_a_held_request_goes_on_where_its_target_is_still_allowed(paused) -> None:
     gateway, origin, base = paused
     with gateway.client() as held:

@@ -54,6 +54,14 @@ def get(path: bytes, fields: bytes = b"") -> Case:
 
 
 BASIC = b"Authorization: Basic " + base64.b64encode(b"joe:secret") + b"\r\n"
+
+# What waits for time, or is long, is run on the reference drivers by `make test-slow` only.
+FAST_FIRST = pytest.mark.parametrize(
+    "drivers",
+    [("httptools", "uvloop"), pytest.param(("h11", "asyncio"), marks=pytest.mark.slow)],
+    ids=["fast", "reference"],
+    indirect=True,
+)
 FORM = b"Content-Type: application/x-www-form-urlencoded\r\n"
 JSON = b"Content-Type: application/json\r\n"
 BOUNDARY = (
@@ -248,6 +256,7 @@ def without_via(body: bytes) -> bytes:
     return re.sub(rb'\s*"Via": "1\.1 egressd-gw-test",?', b"", body)
 
 
+@FAST_FIRST
 def test_every_route_is_the_same_as_direct(served: Served) -> None:
     faults = []
     rules = {rule.rule: rule for rule in app.url_map.iter_rules()}

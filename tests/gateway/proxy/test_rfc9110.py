@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import email.utils
 import json
+import socket
+import struct
 
 import pytest
 from fakes.origin import Connection, Received, answer
+
+# What waits for time, or is long, is run on the reference drivers by `make test-slow` only.
+FAST_FIRST = pytest.mark.parametrize(
+    "drivers",
+    [("httptools", "uvloop"), pytest.param(("h11", "asyncio"), marks=pytest.mark.slow)],
+    ids=["fast", "reference"],
+    indirect=True,
+)
 
 
 async def echo(connection: Connection, request: Received) -> None:
@@ -264,6 +274,7 @@ async def upgrades(connection: Connection, request: Received) -> bool:
 UPGRADE = b"GET / HTTP/1.1\r\nHost: api.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
 
+@FAST_FIRST
 def test_9110_7_8_100_comes_before_101_and_then_octets(make) -> None:
     gateway, origin = make(upgrades, upstream='timeout = { tunnel = "400ms", idle = "1h" }')
     with gateway.client() as client:
@@ -283,12 +294,16 @@ def test_9110_7_8_100_comes_before_101_and_then_octets(make) -> None:
     assert origin.connections == 2  # one that has been upgraded is never used again
 
 
+@pytest.mark.parametrize("how", ["end", "reset"])
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"PUT"])
-def test_9110_9_2_2_only_what_is_safe_to_repeat_is_repeated(make, method: bytes) -> None:
+def test_9110_9_2_2_only_what_is_safe_to_repeat_is_repeated(make, method: bytes, how: str) -> None:
     """A pooled connection that closes on a request may have done it: once more, on a fresh one."""
 
     async def script(connection: Connection, request: Received) -> bool | None:
         if request.target == b"/2" and connection.number == 1:
+            if how == "reset":
+                linger = struct.pack("ii", 1, 0)
+                connection.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             return False
         return await answer()(connection, request)
 
