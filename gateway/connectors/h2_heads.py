@@ -13,7 +13,7 @@ from gateway.errors import ErrorKind
 from gateway.h1 import names
 from gateway.h1.codec import BadMessage, HeadLimits
 from gateway.h1.guard import judge_octets, judge_response
-from gateway.h1.message import Fields, Framing, ResponseHead
+from gateway.h1.message import HTTP_2, Fields, Framing, ResponseHead
 
 __all__ = ["BodyCount", "lowered", "request", "response", "trailers"]
 
@@ -73,6 +73,7 @@ def response(
     _judge_fields(kept, limits)
     head = ResponseHead(int(status), b"", 1, kept)
     judge_response(head, method)
+    head.minor = HTTP_2  # judged as what it will be sent on as, it is still what it came as
     if head.framing is Framing.CLOSE:
         # The stream's end is told apart from its reset, so the client's side may be, too.
         head.framing = Framing.CHUNKED

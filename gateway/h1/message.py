@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import Protocol
 
-__all__ = ["Fields", "Framing", "MessageSink", "RequestHead", "ResponseHead"]
+__all__ = ["HTTP_2", "Fields", "Framing", "MessageSink", "RequestHead", "ResponseHead"]
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -58,6 +58,10 @@ class RequestHead:
         self.expect_continue = False
         self.te_trailers = False
         self.upgrade = b""  # the Upgrade field's value, if Connection names it
+
+
+# Stands where the minor version of HTTP/1 does in a head that came by HTTP/2.
+HTTP_2 = 20
 
 
 class ResponseHead:

@@ -184,7 +184,7 @@ class Exchange(Respondent):
         if self.is_connect:
             return
         worker = self.worker
-        via = worker.via if head.minor else worker.via_1_0
+        via = worker.via if head.minor else worker.via_slow(0)
         self.fields = forward_request(head, upstream.host_header or head.host, via, upstream.rules)
         if head.upgrade:
             self.fields += upgrade_fields(head.upgrade)

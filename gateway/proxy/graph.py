@@ -16,6 +16,7 @@ from gateway.breaker.outcome import FailureRule
 from gateway.clock import monotonic_ns, wall_ns
 from gateway.errors import GatewayError, Termination
 from gateway.h1.codec import Codec, HeadLimits
+from gateway.h1.message import HTTP_2
 from gateway.limits.verdict import Limit
 from gateway.proxy.clients import ClientTable
 from gateway.proxy.deadlines import Wheel
@@ -343,7 +344,6 @@ class Worker:
         "ring_dropped",
         "runtime",
         "via",
-        "via_1_0",
         "waitroom",
         "wall_ns",
         "wheel",
@@ -364,7 +364,6 @@ class Worker:
         self.codec = codec
         self.pseudonym = pseudonym
         self.via = b"1.1 " + pseudonym
-        self.via_1_0 = b"1.0 " + pseudonym  # for what came in HTTP/1.0
         self.chance = chance
         self.now_ns = monotonic_ns
         self.wall_ns = wall_ns
@@ -381,6 +380,10 @@ class Worker:
     def hash_key(self) -> bytes:
         """What credentials are hashed with: the same on all nodes of a mesh."""
         return self.mesh.hash_key
+
+    def via_slow(self, minor: int) -> bytes:
+        """Our entry in Via for what did not come in HTTP/1.1 (RFC 9110 section 7.6.3)."""
+        return (b"2.0 " if minor == HTTP_2 else b"1.0 ") + self.pseudonym
 
     def flush_later(self, relay: Relay) -> None:
         """Lets a connection write at the end of this turn, with all others that have to."""

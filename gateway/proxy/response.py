@@ -146,7 +146,8 @@ class Respondent(admission.Admittee):
             and framing is not Framing.CLOSE
             and not worker.draining
         )
-        fields = forward_response(head, worker.via if head.minor else worker.via_1_0)
+        via = worker.via if head.minor == 1 else worker.via_slow(head.minor)
+        fields = forward_response(head, via)
         downstream.out.append(encode.response(status, head.reason, fields, framing, not keep))
         connection = self.connection
         if connection is not None:
@@ -257,7 +258,8 @@ class Respondent(admission.Admittee):
 
     def _interim_slow(self, head: ResponseHead) -> None:
         worker = self.worker
-        fields = forward_response(head, worker.via if head.minor else worker.via_1_0)
+        via = worker.via if head.minor == 1 else worker.via_slow(head.minor)
+        fields = forward_response(head, via)
         if head.status == 101:
             asked = self.head.upgrade and upgrade_fields(self.head.upgrade)
             if not asked or not self.request_done:

@@ -29,7 +29,7 @@ def test_a_request_passes(make_h2: Make) -> None:
             assert response.status == 200
             assert response.body == b"hello"
             assert response.value(b"x-end") == b"1"
-            assert response.value(b"via") == b"1.1 egressd-gw-test"
+            assert response.value(b"via") == b"2.0 egressd-gw-test"  # RFC 9110 section 7.6.3
     assert origin.connections == 1
     assert origin.streams[0].fields == [
         (b":method", b"GET"),
