@@ -216,6 +216,15 @@ class WindowRow(MeshRow):
         self._level = self.level(now_ns)
         self.end_ns = end_ns
 
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        """Takes over what the upstream says is left, if it is less than ours; says whether. What
+        was sent before the present window says nothing about it."""
+        if now_ns >= self.end_ns:
+            self._close_slow(now_ns)
+        if self.end_ns != _UNOPENED and sent_ns < self.end_ns - self.limit.period_ns:
+            return False
+        return super().learn(remaining, sent_ns, now_ns)
+
     def lower(self, left: float, now_ns: int) -> bool:
         """Leaves at most `left` of the present window's quota; says whether that is less."""
         if now_ns >= self.end_ns:
