@@ -131,6 +131,12 @@ class Registry:
         for limit in self._split.values():
             self._split_one(limit)
 
+    def look_at_clock(self, wall_offset_ns: int, now_ns: int) -> None:
+        """Wall time is so far from monotonic time now: somebody may have set the clock."""
+        for limit in self._split.values():
+            if isinstance(limit, Window):
+                limit.align(limit.aligned, wall_offset_ns, now_ns)
+
     def keep_only(self, identities: Iterable[str], upstreams: Iterable[str]) -> None:
         """Lets go of what no conf names any more."""
         kept = set(identities)
@@ -177,14 +183,10 @@ class Registry:
             assert conf.rate is not None
             if not isinstance(limit, Window):
                 limit = Window(
-                    conf.name,
-                    conf.rate.count,
-                    conf.rate.period_ns,
-                    aligned=conf.align == "clock",
-                    wall_offset_ns=wall_ns() - now_ns,
-                    keys_max=conf.keys_max,
+                    conf.name, conf.rate.count, conf.rate.period_ns, keys_max=conf.keys_max
                 )
             limit.configure(conf.rate.count)
+            limit.align(conf.align == "clock", wall_ns() - now_ns, now_ns)
         else:
             assert conf.rate is not None
             count, period_ns = conf.rate
@@ -194,6 +196,7 @@ class Registry:
                 )
             limit.configure(count, period_ns, conf.burst, now_ns)
         limit.keys_max = conf.keys_max
+        limit.shrink(now_ns)
         self._split[identity] = limit
         self._split_one(limit)
         return limit
@@ -215,4 +218,6 @@ class Registry:
         known.inner = inner
         known.reserve_max = most
         known.told_max = told_max
+        known.keys_max = conf.keys_max
+        known.shrink(monotonic_ns())
         return known

@@ -325,7 +325,7 @@ class Server:
 
     def _tick(self) -> None:
         """What moves with time and has no event of its own: ramps, old breakers of credentials, the
-        windows that the shared limits are watched in."""
+        windows that the shared limits are watched in, the distance between the two clocks."""
         self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
         now_ns = monotonic_ns()
         self.mesh.tick(now_ns)
@@ -333,6 +333,7 @@ class Server:
             if upstream.breakers.ramp.climbing:
                 pauses.climb(upstream, now_ns)
             upstream.breakers.expire(now_ns)
+        self.assembly.registry.look_at_clock(wall_ns() - now_ns, now_ns)
 
     def _log_mesh(self, event: str, **facts: object) -> None:
         self.log.info(event, **facts)

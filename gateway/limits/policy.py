@@ -43,10 +43,20 @@ class Refusal:
     `entry` is the row to wait at, `index` its limit's place in the set, `retry_after_ns` the
     longest wait that any limit named (None where waiting cannot help; the row's queue comes on
     top, and is the caller's), `sole` whether all other limits have room, `arrived` the limits (a
-    bit each) that have counted the request.
+    bit each) that have counted the request, `in_line` whether it waits at `entry`: who waited
+    elsewhere meanwhile (at a breaker, over a reload) comes to the row as a newcomer.
     """
 
-    __slots__ = ("arrived", "entry", "holding", "index", "reason", "retry_after_ns", "sole")
+    __slots__ = (
+        "arrived",
+        "entry",
+        "holding",
+        "in_line",
+        "index",
+        "reason",
+        "retry_after_ns",
+        "sole",
+    )
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
@@ -55,6 +65,7 @@ class Refusal:
         self.retry_after_ns: int | None = None
         self.sole = False
         self.arrived = 0
+        self.in_line = False
         self.holding = 0  # tokens counted as waiting at `entry`
 
     @property
@@ -144,9 +155,15 @@ class LimitSet:
 
     def leave(self, refusal: Refusal) -> None:
         """The request no longer waits at its row: it gave up, was admitted, or moved."""
+        refusal.in_line = False
         if refusal.holding:
             refusal.entry.hold(-refusal.holding)
             refusal.holding = 0
+
+    def carry(self, refusal: Refusal, before: LimitSet) -> None:
+        """A request that `before` refused goes on here: the limits that stay have counted it."""
+        counted = [limit for i, limit in enumerate(before.limits) if refusal.arrived >> i & 1]
+        refusal.arrived = sum(1 << i for i, limit in enumerate(self.limits) if limit in counted)
 
     @property
     def in_flight(self) -> bool:
@@ -203,13 +220,14 @@ class LimitSet:
         longest_ns = 0
         blocking = 0
         full_dry = 0  # dry-run limits without room, a bit each
+        in_line = waited is not None and waited.in_line
         for i in range(asked, len(entries)):
             entry = entries[i]
             wait_ns = asked_wait_ns
             if wait_ns == ROOM or i != asked:
                 wait_ns = entry.ask(costs[i], now_ns)
             if wait_ns == ROOM:
-                if waited is not None or entry.waiting is None or entry.limit.dry_run:
+                if in_line or entry.waiting is None or entry.limit.dry_run:
                     continue
                 wait_ns = 1
             if entry.limit.dry_run:
@@ -260,6 +278,7 @@ class LimitSet:
     ) -> Refusal:
         entry = entries[at]
         refusal = waited
+        in_line = waited is not None and waited.in_line
         if refusal is None:
             refusal = Refusal(entry)
             self.refused[at] += 1
@@ -268,11 +287,12 @@ class LimitSet:
         refusal.entry = entry
         refusal.index = at
         refusal.sole = sole
+        refusal.in_line = longest_ns != NEVER
         if longest_ns == NEVER:
             refusal.reason = COST_OVER_BURST
             refusal.retry_after_ns = None
             return refusal
-        refusal.reason = OTHERS_WAIT if waited is None and entry.waiting is not None else FULL
+        refusal.reason = FULL if in_line or entry.waiting is None else OTHERS_WAIT
         refusal.retry_after_ns = longest_ns
         if sole and not refusal.arrived >> at & 1:
             entry.arrive(costs[at], now_ns)

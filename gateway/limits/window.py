@@ -15,6 +15,10 @@ from gateway.limits.verdict import NEVER, ROOM
 
 __all__ = ["Window", "WindowRow"]
 
+# A difference of clocks below this is no step: both are read one after the other, with whatever
+# the scheduler does between, and a boundary so little off is within a request's way anyway.
+STEP_NS = 50_000_000
+
 
 class WindowRow:
     """The use of one key in its current window. Satisfies `verdict.Entry`."""
@@ -143,6 +147,23 @@ class Window(StickTable[WindowRow]):
         self.members = members
         self.rank = rank
 
+    def align(self, aligned: bool, wall_offset_ns: int, now_ns: int) -> None:
+        """Where windows begin from now on, and how far wall time is from monotonic time.
+
+        Where the clock was set, or alignment is new, the windows under way end at the new
+        boundary, with what was used in them: no window is ever given twice.
+        """
+        moved_ns = abs(wall_offset_ns - self.wall_offset_ns)
+        begins = aligned and not self.aligned
+        self.aligned = aligned
+        if not begins and (not aligned or moved_ns < STEP_NS):
+            return
+        self.wall_offset_ns = wall_offset_ns
+        end_ns = self._boundary_ns(now_ns)
+        for row in self:
+            if now_ns < row.end_ns:
+                row.end_ns = end_ns
+
     def next_window(self, used: int, end_ns: int, now_ns: int) -> tuple[int, int]:
         """(tokens already used, end) of the window at `now_ns`, where the last ended at `end_ns`.
 
@@ -152,10 +173,15 @@ class Window(StickTable[WindowRow]):
         passed = (now_ns - end_ns) // period_ns + 1
         used = max(0, used - self.quota * passed)
         if self.aligned:
-            return used, now_ns + period_ns - (now_ns + self.wall_offset_ns) % period_ns
+            return used, self._boundary_ns(now_ns)
         if used:
             return used, end_ns + passed * period_ns
         return 0, now_ns + period_ns
+
+    def _boundary_ns(self, now_ns: int) -> int:
+        """When wall time is next a multiple of the period."""
+        period_ns = self.period_ns
+        return now_ns + period_ns - (now_ns + self.wall_offset_ns) % period_ns
 
     def remaining(self, entry: WindowRow, now_ns: int) -> tuple[int, int]:
         """(whole tokens free now, nanoseconds until the window's end; 0 for an unused one)."""

@@ -171,9 +171,13 @@ def check_access(client: Client, upstream: Upstream) -> None:
         raise GatewayError(ErrorKind.CLIENT_DENIED, "this client may not use this upstream")
 
 
-def ask_anew(exchange: Admittee, now_ns: int) -> Blocked | None:
-    """Asks under another Runtime than the one in which the exchange began to wait."""
-    exchange.refusal = None
+def ask_anew(exchange: Admittee, before: Upstream, now_ns: int) -> Blocked | None:
+    """Asks under another Runtime than the one in which the exchange began to wait, at `before`.
+
+    Raises GatewayError.
+    """
+    if exchange.refusal is not None:
+        exchange.upstream.limit_set.carry(exchange.refusal, before.limit_set)
     _find_keys(exchange, now_ns)
     return _ask(exchange, now_ns)
 
@@ -185,7 +189,9 @@ def ask_once_more(exchange: Admittee, now_ns: int) -> Blocked | None:
     """
     exchange.asked_ns = now_ns
     exchange.last_blocked = None
-    return ask_anew(exchange, now_ns)
+    exchange.refusal = None  # each send is an arrival: it wants tokens of its own
+    _find_keys(exchange, now_ns)
+    return _ask(exchange, now_ns)
 
 
 def ends_in_time(exchange: Admittee, blocked: Blocked, now_ns: int) -> bool:
@@ -452,7 +458,6 @@ def _leave_row(exchange: Admittee) -> None:
     """It moves from a row's queue to another kind of queue: no demand is left at the row."""
     if exchange.refusal is not None:
         exchange.upstream.limit_set.leave(exchange.refusal)
-        exchange.refusal = None
 
 
 def _blocked_slow(exchange: Admittee, refusal: Refusal) -> Blocked:

@@ -110,9 +110,10 @@ class Exchange(Respondent):
 
     def rejoin(self, now_ns: int) -> None:
         """A reload came while this exchange was held: it goes on under the new Runtime."""
+        before = self.upstream
         try:
             self._address(self._upstream_anew())
-            blocked = admission.ask_anew(self, now_ns)
+            blocked = admission.ask_anew(self, before, now_ns)
         except GatewayError as error:
             self.fail(error)
             return

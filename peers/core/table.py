@@ -271,6 +271,8 @@ class SharedTable(Generic[R]):
         """Forgets rows that are empty, at rest, and long unused."""
         idle_ns = max(self._config.row_idle_ns, int(2 * self.effective.burst / self.effective.rate))
         rows = self._rows
+        for _ in range(len(rows) - self.keys_max):  # a reload lowered it
+            self._evict(now_ns)
         while rows:
             row = next(iter(rows.values()))
             if now_ns - row.used_ns < idle_ns:

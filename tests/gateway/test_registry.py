@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.clock import SECOND, monotonic_ns
+from gateway.clock import SECOND, monotonic_ns, wall_ns
 from gateway.conf.schema_upstream import LimitConf
 from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
@@ -200,3 +200,37 @@ def test_pools_live_as_long_as_their_way_out() -> None:
     registry.close_pools_but({("a",)})
     assert (first.closed, second.closed) == (False, True)
     assert list(registry.pools) == [("a",)]
+
+
+def test_a_reload_changes_the_alignment_and_keeps_what_was_used() -> None:
+    registry = Registry(NoMesh(b"k" * 32))
+    facts = {"name": "l", "rate": "100/h", "algorithm": "window"}
+    limit = registry.limit("api", LimitConf.model_validate(facts))
+    now_ns = monotonic_ns()
+    row = limit.entry(b"", now_ns)
+    row.take(100, now_ns)
+    aligned = LimitConf.model_validate({"align": "clock", **facts})
+    assert registry.limit("api", aligned) is limit
+    now_ns = monotonic_ns()
+    wait_ns = row.ask(1, now_ns)
+    assert (wait_ns + wall_ns()) % (3600 * SECOND) < SECOND or wait_ns < SECOND
+    # The clock is set to a minute before the hour.
+    offset_ns = 59 * 60 * SECOND - now_ns
+    registry.look_at_clock(offset_ns, now_ns)
+    assert row.ask(1, now_ns) == 60 * SECOND
+
+
+def test_a_lower_keys_max_is_obeyed_at_once() -> None:
+    registry = Registry(NoMesh(b"k" * 32))
+    settled = {"cost": {"response_header": "X-Used"}}
+    plain, told = registry.limit("api", conf()), registry.limit("other", conf(**settled))
+    now_ns = monotonic_ns()
+    for limit in (plain, told):
+        for i in range(50):
+            limit.entry(b"%d" % i, now_ns).take(1, now_ns)
+    registry.limit("api", conf(keys_max=20))
+    registry.limit("other", conf(keys_max=20, **settled))
+    assert len(plain) == 20
+    assert (len(told), len(told.inner)) == (20, 20)
+    assert plain.evicted_young == 30
+    assert plain.entry(b"back", monotonic_ns()).ask(5, monotonic_ns()) > 0  # no fresh burst

@@ -316,3 +316,40 @@ def test_all_kinds_are_limits() -> None:
         row.take(1, 0)
         assert row.ask(1, 0) > 0
         assert row.ask(2, 0) == NEVER
+
+
+def test_who_waited_elsewhere_comes_back_as_a_newcomer_and_counts_once() -> None:
+    """At a breaker it lost its place at the row; its arrival has been counted."""
+    limits, rows = made(2)
+    rows[0].wait_ns = 5
+    refusal = admit(limits, (1, 1))
+    assert refusal is not None
+    limits.wait_at(refusal, 1)
+    limits.leave(refusal)
+    rows[0].wait_ns = ROOM
+    rows[0].waiting = object()  # others have come meanwhile
+    assert admit(limits, (1, 1), refusal) is refusal
+    assert (refusal.reason, refusal.in_line) == (OTHERS_WAIT, True)
+    assert [row.taken for row in rows] == [0, 0]
+    assert admit(limits, (1, 1), refusal) is None  # it stood at the head when it was tried
+    assert [row.arrived for row in rows] == [1, 1]
+    assert limits.refused == [1, 0]
+
+
+def test_arrivals_are_carried_into_another_set() -> None:
+    """A reload may put the same limits in another order, leave some out and add others."""
+    limits, rows = made(3)
+    rows[2].wait_ns = 5
+    refusal = admit(limits, (1, 1, 1))
+    assert refusal is not None
+    limits.leave(refusal)
+    assert refusal.arrived == 0b100
+    fresh = FakeLimit("new")
+    rules = [Rule(limit, 10, S) for limit in (rows[2].limit, fresh, rows[0].limit)]
+    after = LimitSet(rules)
+    after.carry(refusal, limits)
+    assert refusal.arrived == 0b001
+    assert admit(after, (1, 1, 1), refusal) is refusal
+    rows[2].wait_ns = ROOM
+    assert admit(after, (1, 1, 1), refusal) is None
+    assert [rows[2].arrived, fresh.row.arrived, rows[0].arrived] == [1, 1, 1]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.limits.verdict import NEVER, ROOM
-from gateway.limits.window import Window, WindowRow
+from gateway.limits.window import STEP_NS, Window, WindowRow
 
 S = 1_000_000_000
 T0 = 10**12
@@ -181,3 +181,48 @@ def test_clearing_a_row_gives_its_quota_back() -> None:
     end_ns = row.end_ns
     row.clear(T0)
     assert (limit.remaining(row, T0), row.end_ns) == ((10, 0), end_ns)
+
+
+def test_a_clock_that_is_set_moves_the_windows_under_way() -> None:
+    """The quota stays used, and comes back when the clock, as it is now, says so."""
+    limit = Window("minute", 10, 60 * S, aligned=True, wall_offset_ns=0)
+    now_ns = 120 * S + 10 * S
+    row = limit.entry(b"", now_ns)
+    row.take(10, now_ns)
+    assert row.ask(1, now_ns) == 50 * S
+    limit.align(True, 45 * S, now_ns)  # it is 55 s past the minute, not 10
+    assert row.ask(1, now_ns) == 5 * S
+    limit.align(True, 20 * S, now_ns + S)  # and back again: 31 s past it
+    assert row.ask(1, now_ns + S) == 29 * S
+    assert row.ask(1, now_ns + 30 * S) == ROOM
+
+
+def test_what_is_no_step_moves_nothing() -> None:
+    limit = Window("minute", 10, 60 * S, aligned=True, wall_offset_ns=0)
+    row = limit.entry(b"", S)
+    row.take(10, S)
+    limit.align(True, STEP_NS - 1, S)
+    assert row.ask(1, S) == 59 * S
+
+
+def test_small_drifts_add_up_to_a_step() -> None:
+    limit = Window("minute", 10, 60 * S, aligned=True, wall_offset_ns=0)
+    row = limit.entry(b"", S)
+    row.take(10, S)
+    for i in range(1, 11):
+        limit.align(True, i * STEP_NS // 5, S)
+    assert row.ask(1, S) == 59 * S - 2 * STEP_NS
+
+
+def test_alignment_can_come_and_go() -> None:
+    limit = Window("minute", 10, 60 * S)
+    now_ns = 130 * S
+    row = limit.entry(b"", now_ns)
+    row.take(10, now_ns)
+    assert row.ask(1, now_ns) == 60 * S
+    limit.align(True, 0, now_ns)
+    assert row.ask(1, now_ns) == 50 * S
+    limit.align(False, 0, now_ns + 5 * S)
+    assert row.ask(1, now_ns + 5 * S) == 45 * S
+    row.take(10, now_ns + 65 * S)
+    assert row.ask(1, now_ns + 65 * S) == 60 * S

@@ -12,6 +12,7 @@ from fakes.gateway import Client
 from fakes.origin import Connection, Received, answer
 
 from gateway.clock import MS, SECOND
+from gateway.proxy import pauses
 
 LIMIT = """
 wait = {{ max = "{wait}" }}
@@ -21,6 +22,11 @@ rate = "{rate}"
 burst = {burst}
 {more}
 """
+
+OTHER_LIMIT = """[[upstream.api.limit]]
+name = "other"
+rate = "1000/s"
+[[upstream.api.limit]]"""
 
 
 def limited(rate: str = "10/s", burst: int = 2, wait: str = "0s", more: str = "") -> str:
@@ -347,3 +353,31 @@ def test_a_client_is_named_by_its_token(make, monkeypatch) -> None:
         assert client.get(fields=good).status == 429
         wrong = b"Proxy-Authorization: Basic %s\r\n" % base64.b64encode(b"tok:wrong")
         assert client.get(fields=wrong).status == 407
+
+
+def test_an_arrival_counts_once_over_a_reload_and_a_pause(make) -> None:
+    text = 'wait.max = "30s"\n[[upstream.api.limit]]\nname = "l"\nrate = "60/min"\nburst = 1\n'
+    gateway, origin = make(upstream=text)
+    with gateway.client() as first, gateway.client() as second:
+        assert first.get().status == 200
+        second.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        waitroom = gateway.server.worker.waitroom
+        gateway.until(lambda: waitroom.waiting_count == 1)
+        conf = gateway.path.read_text().replace("[[upstream.api.limit]]", OTHER_LIMIT)
+        assert gateway.reload(conf)
+        upstream = gateway.upstream("api")
+        limit = upstream.limit_uses[1].limit
+        assert gateway.call(lambda: (waitroom.waiting_count, limit.arrived)) == (1, 2)
+
+        def pause() -> None:
+            worker = gateway.server.worker
+            now_ns = worker.now_ns()
+            breakers = upstream.breakers
+            changes = breakers.throttled(None, breakers.epochs(None), 1300 * MS, now_ns, 0.0)
+            pauses.report(worker, upstream, changes, now_ns)
+
+        gateway.call(pause)
+        assert second.response().status == 200
+    assert gateway.call(lambda: (waitroom.waiting_count, limit.arrived, limit.name)) == (0, 2, "l")
+    assert gateway.call(lambda: upstream.counts.requests) == 2
+    assert len(origin.requests) == 2
