@@ -329,26 +329,29 @@ class Exchange(Respondent):
     def goes_again(self, status: int, signal: Signal, now_ns: int) -> bool:
         """Whether this response is dropped and the request sent again, now or after a wait.
 
-        A throttle is a 429 whatever status it came with (GitHub's 403, Shopify's 200).
+        A throttle is a 429 whatever status it came with (GitHub's 403, Shopify's 200). It costs no
+        credit: the budget is there so that an outage is not multiplied, and after a throttle the
+        pause, one trial and the limits see to that, however many were under way when it came.
         """
         retry = self.upstream.retry
         listed = retry.on.statuses
         if signal.may_retry is False or not listed:
             return False
         throttled = signal.decision is Decision.THROTTLE and 429 in listed
-        if not (throttled or status in listed) or not self._may_repeat(retry):
+        if not (throttled or status in listed):
             return False
-        return self._again(now_ns)
+        credit = 0.0 if signal.decision is Decision.THROTTLE and signal.pauses else 1.0
+        return self._may_repeat(retry, credit) and self._again(credit, now_ns)
 
-    def _may_repeat(self, retry: RetryRule) -> bool:
+    def _may_repeat(self, retry: RetryRule, credit: float) -> bool:
         return (
             self.attempts < retry.attempts
             and self.request_done
             and self._keeps_body()
-            and self.upstream.counts.retry_credit >= 1.0
+            and self.upstream.counts.retry_credit >= credit
         )
 
-    def _again(self, now_ns: int) -> bool:
+    def _again(self, credit: float, now_ns: int) -> bool:
         """Asks for another send, which takes tokens as the first did; False: no room in time."""
         admission.give_back(self, now_ns)
         try:
@@ -359,7 +362,7 @@ class Exchange(Respondent):
             return False
         counts = self.upstream.counts
         counts.retried += 1
-        counts.retry_credit -= 1.0
+        counts.retry_credit -= credit
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.discard()
@@ -399,7 +402,8 @@ class Exchange(Respondent):
             self.downstream.cut(self._framing_out)
             return
         retry = self.upstream.retry
-        if error.kind in retry.on.kinds and self._may_repeat(retry) and self._again(now_ns):
+        listed = error.kind in retry.on.kinds
+        if listed and self._may_repeat(retry, 1.0) and self._again(1.0, now_ns):
             return
         self.fail(error)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import ExitStack
 
 import pytest
+import trio
 from fakes.origin import Connection, Received, answer
 
 from gateway.clock import SECOND
@@ -191,3 +194,66 @@ def test_costs_that_the_response_tells_are_settled(make) -> None:
         assert response.status == 429  # the mean is 40 now, and 10 are left
         assert 28 <= int(response.value(b"retry-after")) <= 31
     assert len(origin.requests) == 1
+
+
+POST = b"POST / HTTP/1.1\r\nHost: api.test\r\nIdempotency-Key: 1\r\nContent-Length: 5\r\n\r\nhello"
+
+
+def test_no_client_sees_a_429_that_its_deadline_absorbs(make) -> None:
+    """More than the budget's credit were under way: all wait through the pause, one goes first."""
+    count = 24
+    refused = []
+
+    async def script(connection: Connection, request: Received) -> bool | None:
+        if len(refused) < count:
+            refused.append(request)
+            while len(refused) < count:  # all are under way when the first is refused
+                await trio.sleep(0.001)
+            return await answer(b"429 Slow", b"no", b"Retry-After: 1\r\n")(connection, request)
+        return await answer()(connection, request)
+
+    gateway, origin = make(script, upstream=retry("[429]", 2, more=', methods = "all"'))
+    with ExitStack() as stack:
+        clients = [stack.enter_context(gateway.client()) for _ in range(count)]
+        for i, client in enumerate(clients):
+            get = b"%s / HTTP/1.1\r\nHost: api.test\r\n\r\n" % (b"HEAD" if i % 3 else b"GET")
+            client.send(POST if i % 3 == 2 else get)
+        for i, client in enumerate(clients):
+            response = client.response(b"HEAD" if i % 3 == 1 else b"GET")
+            assert response.status == 200
+            assert response.body == (b"" if i % 3 == 1 else b"hello")
+    assert len(origin.requests) == 2 * count
+    again = origin.requests[count:]
+    assert sorted(r.body for r in again) == sorted(r.body for r in origin.requests[:count])
+    assert again[0].at_ns - max(r.at_ns for r in refused) >= SECOND
+    counts = gateway.upstream("api").counts
+    assert gateway.call(lambda: (counts.retried, counts.throttled, counts.trials)) == (24, 24, 1)
+    assert gateway.call(lambda: counts.retry_credit) == 10.0
+
+
+def test_a_trial_that_is_throttled_again_waits_again(make) -> None:
+    gateway, origin = make(
+        fails_first(2, b"429 Slow", b"Retry-After: 1\r\n"), upstream=retry("[429]", 3)
+    )
+    with gateway.client() as client:
+        assert client.get().status == 200
+    assert len(origin.requests) == 3
+    assert gateway.call(lambda: gateway.upstream("api").counts.trials) == 2
+
+
+def test_only_what_a_retry_could_replace_is_kept_back(make) -> None:
+    """A 429 of a request that cannot be repeated streams: its head comes before its body ends."""
+    gate = threading.Event()
+
+    async def script(connection: Connection, request: Received) -> bool:
+        await connection.send(b"HTTP/1.1 429 Slow\r\nRetry-After: 1\r\nContent-Length: 2\r\n\r\n")
+        await trio.to_thread.run_sync(gate.wait)
+        await connection.send(b"no")
+        return True
+
+    gateway, _ = make(script, upstream=retry("[429]", 2))
+    with gateway.client() as client:
+        client.send(POST)  # `methods` is "idempotent"
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 429 ")
+        gate.set()
+        assert client.read_exactly(2) == b"no"
