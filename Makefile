@@ -44,6 +44,7 @@ test-slow: env
 bench: compiled
 	PYTHONPATH=tests $(BIN)/python -m bench.run $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m bench.admission
+	PYTHONPATH=tests $(BIN)/python -m bench.pacing
 
 # What egressd holds in memory, each figure beside its target; 20,000 open files must be allowed.
 bench-memory: env

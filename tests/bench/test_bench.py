@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench import admission, memory, openloop, packages, report, run
+from bench import admission, memory, openloop, pacing, packages, report, run
 from bench.contenders import (
     CONTENDERS,
     Contender,
@@ -402,3 +402,43 @@ class TestMemory:
         assert done.returncode == 0, done.stderr
         wanted = 3 if name == "rows" else 1
         assert len(done.stdout.splitlines()) == 2 + wanted
+
+
+class TestPacing:
+    """What the figures of a minute's load mean."""
+
+    def perfect(self, seconds: int) -> list[int]:
+        burst = [0] * pacing.BURST
+        return burst + [i * 10_000_000 for i in range(1, seconds * pacing.RATE + 1)]
+
+    def test_a_perfect_pacer_reaches_everything(self) -> None:
+        seen = pacing.Pacing(self.perfect(10), [125] * 8, 0, 0)
+        rows = pacing.judge(seen, 10.0)
+        assert [row.met for row in rows] == [True] * 5
+        assert rows[1].found == 110 - 1  # the token of the very end of the second is the next one's
+
+    def test_what_is_off_is_said(self) -> None:
+        stamps = [stamp for stamp in self.perfect(10) if stamp // 1_000_000_000 != 5]
+        stamps += [7_000_000_001] * 30
+        seen = pacing.Pacing(sorted(stamps), [100] * 7 + [120], 0, 0)
+        assert [row.met for row in pacing.judge(seen, 10.0)] == [False] * 5
+
+    def test_nothing_arrived(self) -> None:
+        rows = pacing.judge(pacing.Pacing([], [], 0, 0), 10.0)
+        assert [row.met for row in rows] == [False, True, False, False, False]
+
+    def test_the_fullest_window_is_half_open(self) -> None:
+        assert pacing.fullest_window([0, 500, 999, 1000, 1500], 1000) == 3
+        assert pacing.fullest_window([], 1000) == 0
+
+    def test_the_table(self) -> None:
+        lines = pacing.lines_of([pacing.Row("gap, mean, ms", 10.04, "10", True)])
+        cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
+        assert cells == ["gap, mean, ms", "10.040", "10", "ok"]
+        assert len({len(line) for line in lines}) == 1
+
+    def test_the_gateways_configuration_is_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "egressd.toml"
+        facts = {"rate": pacing.RATE, "burst": pacing.BURST, "wait": pacing.WAIT}
+        path.write_text(pacing.CONF.format(port=8080, origin=8081, **facts))
+        assert load(str(path)).upstream["api"].limit[0].burst == pacing.BURST
