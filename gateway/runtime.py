@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from gateway.breaker.outcome import FailureRule
-from gateway.breaker.providers import Profile, profile
+from gateway.breaker.providers import MAYBE_BODY_STATUSES, Profile, profile
 from gateway.breaker.states import BreakerPolicy
 from gateway.breaker.table import BreakerTable
 from gateway.clock import SECOND
@@ -233,7 +233,11 @@ class Assembly:
         upstream.wait = Wait(conf.wait.max, fair_by, conf.wait.prefer)
         upstream.failure = FailureRule(conf.breaker.failure)
         upstream.profile = _profile(conf)
-        upstream.body_statuses = upstream.profile.provider.body_statuses
+        upstream.body_statuses = (
+            MAYBE_BODY_STATUSES
+            if upstream.profile.recognises
+            else upstream.profile.provider.body_statuses
+        )
         upstream.rules = _field_rules(conf.headers)
         timeout = conf.timeout
         upstream.timeouts = Timeouts(
@@ -268,7 +272,7 @@ class Assembly:
             for i, limit in enumerate(conf.limit)
             if limit.rate is not None and limit.learn != "off"
         }
-        return Lessons(lessons, each=conf.provider.preempt)
+        return Lessons(lessons, each=conf.provider.preempt, glances=_profile(conf).recognises)
 
     def _breakers(self, conf: UpstreamConf, table: BreakerTable | None) -> BreakerTable:
         figures = conf.breaker

@@ -210,6 +210,11 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
     evicted = CounterMetricFamily(
         "egressd_limit_evictions", "Rows thrown out to make room.", labels=labels
     )
+    started_full = CounterMetricFamily(
+        "egressd_limit_rows_started_full",
+        "Rows that began without a burst, because rows still remembered were thrown out.",
+        labels=labels,
+    )
     refused = CounterMetricFamily(
         "egressd_limit_held_up",
         "Requests that it had no room for at their first try.",
@@ -238,6 +243,7 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
             differs.add_metric(values, float(limit["differs"]))
             rows.add_metric(values, limit["rows"])
             evicted.add_metric(values, limit["evicted"])
+            started_full.add_metric(values, limit["started_full"])
             refused.add_metric((*values, "false"), limit["refused"])
             refused.add_metric((*values, "true"), limit["would_refuse"])
             advertised = limit["advertised"]
@@ -246,7 +252,20 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
                 for figure in ("limit", "remaining", "free"):
                     if advertised[figure] is not None:
                         told.add_metric((*values, figure), advertised[figure])
-    yield from (taken, level, burst, rate, excess, differs, rows, evicted, refused, told, adopted)
+    yield from (
+        taken,
+        level,
+        burst,
+        rate,
+        excess,
+        differs,
+        rows,
+        evicted,
+        refused,
+        told,
+        adopted,
+        started_full,
+    )
     yield from _windows(upstreams)
 
 

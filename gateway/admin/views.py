@@ -139,6 +139,7 @@ def _upstream(
             for key, breaker in islice(breakers.credentials(), CREDENTIALS_SHOWN_MAX)
         ],
         "rate_factor": round(breakers.ramp.factor(now_ns), 4),
+        "provider": upstream.profile.name,
         "preempted": counts.preempted,
         "throttle_scopes": dict(counts.scopes),
         "limits": _limits(upstream, list(limits), mesh, now_ns),

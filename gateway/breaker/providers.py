@@ -7,10 +7,11 @@ be looked at, what the scope of a pause is, and how long to wait where no time i
 
 from __future__ import annotations
 
+import re
 from datetime import tzinfo
 from typing import NamedTuple
 
-__all__ = ["PROVIDERS", "Profile", "Provider", "profile"]
+__all__ = ["MAYBE_BODY_STATUSES", "PROVIDERS", "Profile", "Provider", "profile", "recognised"]
 
 _MS_NS = 1_000_000
 _SECOND_NS = 1_000_000_000
@@ -19,6 +20,8 @@ _SECOND_NS = 1_000_000_000
 class Provider(NamedTuple):
     """One row of the table. An empty one is an API of which nothing but its names is peculiar.
 
+    `hosts` are where it is (with a dot in front: and below), `signs` the beginnings of names of
+    fields that nobody else sends: what it is known by at a host of one's own.
     `body_statuses`: responses whose beginning of a body must be read to judge them. `words` (JSON
     strings) and `phrases` (parts of a message, lower-case) in it make a throttle of a status that
     is none by itself. `quota_words` mean a used-up bill or day, which no wait of ours ends.
@@ -28,6 +31,7 @@ class Provider(NamedTuple):
     """
 
     hosts: tuple[str, ...] = ()
+    signs: tuple[bytes, ...] = ()
     body_statuses: frozenset[int] = frozenset()
     words: frozenset[bytes] = frozenset()
     phrases: tuple[bytes, ...] = ()
@@ -61,50 +65,69 @@ PROVIDERS: dict[str, Provider] = {
     # A 503 may be a gateway's limiter: it says so in a problem type or Cloudflare's error code.
     "generic": Provider(body_statuses=frozenset((503,))),
     "openai": Provider(
+        signs=(b"openai-",),
         hosts=("api.openai.com",),
         body_statuses=frozenset((429,)),
         quota_words=frozenset((b"insufficient_quota", b"billing_hard_limit_reached")),
     ),
-    "anthropic": Provider(hosts=("api.anthropic.com",)),
+    "anthropic": Provider(signs=(b"anthropic-",), hosts=("api.anthropic.com",)),
     # Secondary limits come without a time; GitHub asks for at least a minute.
     "github": Provider(
+        signs=(b"x-github-",),
         hosts=("api.github.com", "uploads.github.com"),
         body_statuses=frozenset((403, 429)),
         phrases=(b"secondary rate limit", b"rate limit exceeded", b"abuse detection"),
         pause_ns=60 * _SECOND_NS,
     ),
-    "stripe": Provider(hosts=("api.stripe.com",), body_statuses=frozenset((429,))),
+    "stripe": Provider(
+        signs=(b"stripe-",), hosts=("api.stripe.com",), body_statuses=frozenset((429,))
+    ),
     "shopify": Provider(
+        signs=(b"x-shopify-", b"x-shopid"),
         hosts=(".myshopify.com",),
         body_statuses=frozenset((200,)),
         words=frozenset((b"THROTTLED",)),
     ),
-    "slack": Provider(hosts=("slack.com",), scope="method"),
-    "twilio": Provider(hosts=(".twilio.com",), scope="concurrency"),
-    "hubspot": Provider(hosts=("api.hubapi.com",), body_statuses=frozenset((429,))),
-    "atlassian": Provider(hosts=(".atlassian.net", "api.atlassian.com")),
-    "x": Provider(hosts=("api.x.com", "api.twitter.com")),
-    "discord": Provider(hosts=("discord.com", ".discord.com"), body_statuses=frozenset((429,))),
+    "slack": Provider(signs=(b"x-slack-",), hosts=("slack.com",), scope="method"),
+    "twilio": Provider(signs=(b"twilio-",), hosts=(".twilio.com",), scope="concurrency"),
+    "hubspot": Provider(
+        signs=(b"x-hubspot-",), hosts=("api.hubapi.com",), body_statuses=frozenset((429,))
+    ),
+    "atlassian": Provider(
+        signs=(b"atl-traceid", b"x-arequestid", b"x-ratelimit-nearlimit"),
+        hosts=(".atlassian.net", "api.atlassian.com"),
+    ),
+    "x": Provider(signs=(b"x-twitter-",), hosts=("api.x.com", "api.twitter.com")),
+    "discord": Provider(
+        signs=(b"x-ratelimit-bucket", b"x-ratelimit-scope"),
+        hosts=("discord.com", ".discord.com"),
+        body_statuses=frozenset((429,)),
+    ),
     "reddit": Provider(hosts=("oauth.reddit.com", "www.reddit.com")),
-    "gitlab": Provider(hosts=("gitlab.com",)),
+    "gitlab": Provider(signs=(b"x-gitlab-", b"ratelimit-observed"), hosts=("gitlab.com",)),
     "azure": Provider(
+        signs=(b"x-ms-",),
         hosts=("management.azure.com", ".azconfig.io", ".documents.azure.com", ".openai.azure.com"),
     ),
     "aws": Provider(
+        signs=(b"x-amzn-", b"x-amz-"),
         hosts=(".amazonaws.com", ".amazonaws.com.cn"),
         body_statuses=frozenset((400, 503)),
         words=_AWS_CODES,
     ),
     "google": Provider(
+        signs=(b"x-goog-",),
         hosts=(".googleapis.com",),
         body_statuses=frozenset((403, 429, 503)),
         words=frozenset((b"rateLimitExceeded", b"userRateLimitExceeded")),
         quota_words=frozenset((b"dailyLimitExceeded", b"quotaExceeded")),
     ),
-    "notion": Provider(hosts=("api.notion.com",)),
-    "zendesk": Provider(hosts=(".zendesk.com",)),
+    "notion": Provider(signs=(b"x-notion-",), hosts=("api.notion.com",)),
+    "zendesk": Provider(signs=(b"x-zendesk-", b"zendesk-"), hosts=(".zendesk.com",)),
     "okta": Provider(
-        hosts=(".okta.com", ".oktapreview.com", ".okta-emea.com"), repeated_least=True
+        signs=(b"x-okta-",),
+        hosts=(".okta.com", ".oktapreview.com", ".okta-emea.com"),
+        repeated_least=True,
     ),
     "cloudflare": Provider(hosts=("api.cloudflare.com",), body_statuses=frozenset((429, 503))),
     # Not APIs but limiters that stand in front of many.
@@ -113,6 +136,23 @@ PROVIDERS: dict[str, Provider] = {
     "gravitee": Provider(),
 }
 
+# Errors whose bodies one of those that can be recognised is judged by: until it is known who
+# speaks, the head of such a response decides whether its body is waited for.
+MAYBE_BODY_STATUSES = frozenset(
+    status for provider in PROVIDERS.values() for status in provider.body_statuses if status >= 400
+)
+
+_SIGNS = re.compile(
+    b"^(?:"
+    + b"|".join(
+        b"(?P<%s>%s)" % (name.encode(), b"|".join(re.escape(sign) for sign in provider.signs))
+        for name, provider in PROVIDERS.items()
+        if provider.signs
+    )
+    + b")",
+    re.MULTILINE,
+)
+
 
 class Profile(NamedTuple):
     """A provider as an upstream is configured to talk to it.
@@ -120,7 +160,8 @@ class Profile(NamedTuple):
     `retry_after_unit_ns` and `reset_unit_ns` are the units of plain numbers (a delta in
     milliseconds cannot be told from one in seconds). `preempt`: a success that says "none left" is
     obeyed. `time_zone` is the account's, for quotas that end at its midnight; None is UTC.
-    `throttle_statuses` are the operator's, beside those that always are throttles.
+    `throttle_statuses` are the operator's, beside those that always are throttles. `recognises`:
+    nobody has said who it is, and its responses may.
     """
 
     name: str
@@ -131,6 +172,18 @@ class Profile(NamedTuple):
     time_zone: tzinfo | None = None
     pause_max_ns: int = 3600 * _SECOND_NS
     throttle_statuses: frozenset[int] = frozenset()
+    recognises: bool = False
+
+    def spoken_by(self, name: str) -> Profile:
+        """The same settings for a provider that was recognised."""
+        return self._replace(name=name, provider=PROVIDERS[name], recognises=False)
+
+
+def recognised(fields: list[tuple[bytes, bytes]]) -> str | None:
+    """The provider that these response fields are a sign of, by their names."""
+    names = b"\n".join([name for name, _ in fields]).lower()
+    found = _SIGNS.search(names)
+    return None if found is None else found.lastgroup
 
 
 def profile(
@@ -144,11 +197,13 @@ def profile(
     pause_max_ns: int = 3600 * _SECOND_NS,
     throttle_statuses: frozenset[int] = frozenset(),
 ) -> Profile:
-    """The profile for a provider's name; "auto" goes by the upstream's host.
+    """The profile for a provider's name; "auto" goes by the upstream's host, or where that is not
+    known by what the responses' fields are called (`recognised`).
 
     Raises ValueError for a name that is not in the table or a unit other than "s" and "ms".
     """
-    if name == "auto":
+    auto = name == "auto"
+    if auto:
         name = _named_by(host.lower().rstrip("."))
     provider = PROVIDERS.get(name)
     if provider is None:
@@ -165,6 +220,7 @@ def profile(
         time_zone,
         pause_max_ns,
         throttle_statuses,
+        auto and name == "generic",
     )
 
 

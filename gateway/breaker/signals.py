@@ -12,7 +12,7 @@ import enum
 import re
 from typing import NamedTuple
 
-from gateway.breaker.providers import Profile, profile
+from gateway.breaker.providers import Profile, profile, recognised
 from gateway.breaker.reply import BODY_BYTES_MAX, Reply
 from gateway.breaker.structured import quota_of
 from gateway.breaker.times import SECOND_NS
@@ -97,6 +97,8 @@ def read_signal(
     """
     if status < 200 or 300 <= status < 400:
         return PASS  # on a redirect Retry-After is about the redirect (RFC 9110 section 10.2.3)
+    if of.recognises and (name := recognised(fields)) is not None:
+        of = of.spoken_by(name)
     if body is None and status not in _ALWAYS and status not in of.throttle_statuses:
         # One pass over the names: that a response says nothing about rates is the common case.
         names = b"\n".join([name for name, _ in fields]).lower()

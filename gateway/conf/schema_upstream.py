@@ -56,7 +56,7 @@ __all__ = [
     "default_burst",
 ]
 
-# The dialects that the gateway knows by name; "auto" goes by the upstream's host.
+# The dialects that the gateway knows by name; "auto" goes by the upstream's host or its fields.
 PROVIDERS = ("auto", *sorted(DIALECTS))
 
 _LIMITS_MAX = 32  # every limit of an upstream is asked for every request (at most 3 us in all)

@@ -95,16 +95,19 @@ class Lessons:
 
     __slots__ = ("_every_ns", "by_limit", "look_ns")
 
-    def __init__(self, by_limit: dict[int, Lesson], *, each: bool = False) -> None:
-        """`each`: every success is read, also where no limit takes anything over."""
+    def __init__(
+        self, by_limit: dict[int, Lesson], *, each: bool = False, glances: bool = False
+    ) -> None:
+        """`each`: every success is read, also where no limit takes anything over; `glances`: now
+        and then one is, also where no limit is to learn."""
         self.by_limit = by_limit
         every = each or any(lesson.adopts for lesson in by_limit.values())
         self._every_ns = 0 if every else OBSERVE_NS
-        self.look_ns = 0 if every or by_limit else _NEVER_NS
+        self.look_ns = 0 if every or by_limit or glances else _NEVER_NS
 
     def looked(self, now_ns: int) -> None:
         """A response's fields are read now."""
-        if self._every_ns and self.by_limit:
+        if self._every_ns and self.look_ns < _NEVER_NS:
             self.look_ns = now_ns + self._every_ns
 
     def hear(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.breaker.outcome import Outcome
+from gateway.breaker.providers import recognised
 from gateway.breaker.signals import ADDRESS, PASS, Decision, Signal, read_signal
 from gateway.breaker.states import GO, Cause
 from gateway.clock import SECOND
@@ -40,6 +41,7 @@ __all__ = [
     "give_back",
     "granted",
     "may_wait",
+    "recognise",
     "refusal_after_wait",
     "refusal_fields",
     "started_waiting",
@@ -275,6 +277,8 @@ def answered(
     lessons = upstream.lessons
     if status >= 400 or now_ns >= lessons.look_ns or body is not None:
         lessons.looked(now_ns)
+        if upstream.profile.recognises:
+            recognise(upstream, head.fields)
         signal = read_signal(status, head.fields, upstream.profile, worker.wall_ns(), body)
         if signal.advertised is not None:
             lessons.hear(exchange.keys, signal.advertised, exchange.connected_ns, now_ns)
@@ -303,6 +307,15 @@ def tunnelled(exchange: Admittee, now_ns: int) -> None:
     changes = upstream.breakers.succeeded(exchange.sent_epochs, now_ns, trials)
     if changes:
         pauses.report(exchange.worker, upstream, changes, now_ns)
+
+
+def recognise(upstream: Upstream, fields: Fields) -> None:
+    """Nobody has said whose API this is: where a response's fields do, its dialect is read from
+    now on (until a reload)."""
+    name = recognised(fields)
+    if name is not None:
+        upstream.profile = upstream.profile.spoken_by(name)
+        upstream.body_statuses = upstream.profile.provider.body_statuses
 
 
 def _throttled_slow(

@@ -208,6 +208,11 @@ class Respondent(admission.Admittee):
 
     def _hold_response_slow(self, head: ResponseHead, now_ns: int) -> bool:
         """Keeps the response back until its body says what it means; False: no use in it."""
+        upstream = self.upstream
+        if upstream.profile.recognises:
+            admission.recognise(upstream, head.fields)
+        if head.status not in upstream.profile.provider.body_statuses:
+            return False
         connection = self.connection
         why = unreadable(head)
         if why is None and connection is not None and self.request_done:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +12,14 @@ from gateway.clock import SECOND, monotonic_ns, wall_ns
 from gateway.conf.schema_upstream import LimitConf
 from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
-from gateway.limits.settled import Settled
+from gateway.limits.settled import Settled, unwrapped
 from gateway.limits.window import Window
-from gateway.mesh import NoMesh
+from gateway.mesh import MeshAdapter, NoMesh
 from gateway.proxy.graph import UpstreamCounts
 from gateway.registry import Registry, levers, limit_identity
+from peers.core.config import Config
+from peers.core.counters import MeshLimit
+from peers.core.node import Node
 
 
 def conf(**facts: Any) -> LimitConf:
@@ -234,3 +239,26 @@ def test_a_lower_keys_max_is_obeyed_at_once() -> None:
     assert (len(told), len(told.inner)) == (20, 20)
     assert plain.evicted_young == 30
     assert plain.entry(b"back", monotonic_ns()).ask(5, monotonic_ns()) > 0  # no fresh burst
+
+
+def test_settled_costs_reach_a_mesh_wide_row_as_admissions() -> None:
+    """Debt is this node's consumption, which peers must hear of; a surplus is its own credit."""
+    config = Config(name="a", cluster="c", bind=("127.0.0.1", 1), advertise=("127.0.0.1", 1))
+    now_ns = monotonic_ns()
+    node = Node(config, random.Random(7), now_ns, 1)
+    adapter = MeshAdapter(node, SimpleNamespace(), print)
+    registry = Registry(adapter)
+    limit = registry.limit("api", conf(burst=50, cost={"response_header": "X-Used"}))
+    assert isinstance(unwrapped(limit), MeshLimit)
+    row: Any = limit.entry(b"", now_ns)
+    assert row.ask(row.reserve(), now_ns) == 0
+    row.take(1, now_ns)
+    row.settle(1, 30, now_ns)
+    assert (row.inner.own, row.credit) == (30, 0)
+    assert row.inner.level(now_ns) == pytest.approx(30)
+    row.settle(30, 10, now_ns)
+    assert (row.inner.own, row.credit) == (30, 20)
+    assert row.ask(40, now_ns) == 0  # twenty in the bucket, twenty of credit
+    assert row.ask(41, now_ns) > 0
+    assert row.learn(5, now_ns, now_ns)
+    assert limit.remaining(row, now_ns)[0] == 5

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.breaker.providers import profile
 from gateway.breaker.states import BreakerPolicy
 from gateway.breaker.table import BreakerTable
 from gateway.clock import SECOND, monotonic_ns
@@ -68,6 +69,7 @@ def make_served(tmp_path: Path) -> Callable[..., Any]:
                 Rule(Inflight("open", 200), 200, 0, in_flight=True),
             ]
         )
+        upstream.profile = profile("generic")
         limits = upstream.limit_set.limits
         upstream.lessons = Lessons({0: Lesson(limits[0], adopts=False)})
         upstream.slots = Inflight("connections", 200).entry(b"", now_ns)

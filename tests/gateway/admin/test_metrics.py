@@ -82,6 +82,7 @@ def test_limits_and_breakers_are_exposed(make_served: MakeServed) -> None:
     table.throttled(key, table.epochs(key), 30 * SECOND, now_ns, 0.0)
     samples = scrape(served)
     account = {"upstream": "api", "limit": "account"}
+    assert value(samples, "egressd_limit_rows_started_full_total", **account) == 0
     assert value(samples, "egressd_limit_rate_tokens_per_second", **account) == 45
     assert value(samples, "egressd_limit_burst_tokens", **account) == 5
     slots = {"upstream": "api", "limit": "open"}

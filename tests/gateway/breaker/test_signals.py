@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.breaker.providers import PROVIDERS
+from gateway.breaker.providers import PROVIDERS, recognised
 from gateway.breaker.signals import (
     PASS,
     Decision,
@@ -164,6 +164,42 @@ def test_a_body_cut_off_is_still_read() -> None:
 def test_operators_statuses() -> None:
     of = profile("generic", throttle_statuses=frozenset((599,)))
     assert read_signal(599, [], of, NOW_S * S).decision is Decision.THROTTLE
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("X-GitHub-Request-Id", "github"),
+        ("openai-processing-ms", "openai"),
+        ("Anthropic-RateLimit-Requests-Limit", "anthropic"),
+        ("Stripe-Version", "stripe"),
+        ("X-Shopify-Shop-Api-Call-Limit", "shopify"),
+        ("X-HubSpot-RateLimit-Max", "hubspot"),
+        ("X-RateLimit-NearLimit", "atlassian"),
+        ("X-RateLimit-Bucket", "discord"),
+        ("x-amzn-RequestId", "aws"),
+        ("x-ms-ratelimit-remaining-subscription-reads", "azure"),
+        ("zendesk-ratelimit-tickets-index", "zendesk"),
+        ("X-Okta-Request-Id", "okta"),
+        ("Twilio-Concurrent-Requests", "twilio"),
+        ("X-RateLimit-Remaining", None),
+        ("My-Stripe-Version", None),
+        ("Retry-After", None),
+    ],
+)
+def test_auto_goes_by_the_names_of_fields(field: str, name: str | None) -> None:
+    assert recognised([(b"Date", b""), (field.encode(), b"1")]) == name
+
+
+def test_auto_reads_the_dialect_that_it_recognises() -> None:
+    """A GitHub at a host of one's own; a name that the operator gave is not doubted."""
+    fields = [(b"X-GitHub-Request-Id", b"1"), (b"X-RateLimit-Remaining", b"0")]
+    at = profile("auto", "github.example")
+    assert (at.name, at.recognises) == ("generic", True)
+    assert read_signal(403, fields, at, NOW_S * S).decision is Decision.THROTTLE
+    assert read_signal(403, fields, profile("generic"), NOW_S * S).decision is Decision.PASS
+    assert not profile("auto", "api.github.com").recognises
+    assert at.spoken_by("github") == profile("github")
 
 
 def test_auto_goes_by_host() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from contextlib import ExitStack
 from email.utils import formatdate
 
 import pytest
@@ -381,3 +382,68 @@ def test_an_arrival_counts_once_over_a_reload_and_a_pause(make) -> None:
     assert gateway.call(lambda: (waitroom.waiting_count, limit.arrived, limit.name)) == (0, 2, "l")
     assert gateway.call(lambda: upstream.counts.requests) == 2
     assert len(origin.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("cost", "fields", "statuses"),
+    [
+        ("4", b"", [200, 200, 429]),
+        ('{ header = "X-Cost" }', b"X-Cost: 9\r\n", [200, 429, 429]),
+        ('{ header = "X-Cost" }', b"X-Cost: a lot\r\n", [200, 200, 200]),  # counts as 1
+        ('{ header = "X-Cost" }', b"X-Cost: 11\r\n", [429, 429, 429]),  # over the burst
+    ],
+)
+def test_what_a_request_costs(make, cost: str, fields: bytes, statuses: list[int]) -> None:
+    text = limited("10/h", burst=10, more=f"cost = {cost}\n")
+    gateway, _ = make(upstream=text)
+    with gateway.client() as client:
+        answers = [client.get(fields=fields) for _ in range(3)]
+    assert [one.status for one in answers] == statuses
+    if statuses[0] == 429:
+        assert answers[0].values(b"retry-after") == []
+        assert b"account" in answers[0].body
+
+
+def test_a_dry_run_limit_counts_and_refuses_nothing(make) -> None:
+    gateway, origin = make(upstream=limited("1/h", burst=1, more="dry_run = true\n"))
+    with gateway.client() as client:
+        answers = [client.get() for _ in range(4)]
+    assert [one.status for one in answers] == [200] * 4
+    assert len(origin.requests) == 4
+    limit_set = gateway.upstream("api").limit_set
+    assert gateway.call(lambda: (limit_set.would_refuse, limit_set.refused)) == ([3], [0])
+
+
+def test_a_higher_priority_goes_first(make) -> None:
+    """It came last and goes before all who wait."""
+    clients = "".join(
+        f'[[client]]\nname = "{name}"\ntoken = {{ env = "TOKEN_{name.upper()}" }}\n{more}'
+        for name, more in {"low": "", "high": "priority = 1\n"}.items()
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKEN_LOW", "low-token-low")
+        patch.setenv("TOKEN_HIGH", "high-token-high")
+        text = limited("1/min", burst=1, wait="9m")
+        gateway, origin = make(upstream=text, more=clients)
+    waitroom = gateway.server.worker.waitroom
+    row = gateway.upstream("api").limit_uses[0].limit.entry(b"", 0)
+
+    def one_more() -> None:
+        row.clear(gateway.server.worker.now_ns())
+        waitroom.poke(row)
+
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(gateway.client()) for _ in range(4)]
+        for i, client in enumerate(waiting):
+            token = b"high-token-high" if i == 3 else b"low-token-low"
+            client.send(
+                b"GET /%d HTTP/1.1\r\nHost: api.test\r\n"
+                b"Proxy-Authorization: Bearer %s\r\n\r\n" % (i, token)
+            )
+            gateway.until(lambda count=i: waitroom.waiting_count == count)
+            if not i:
+                assert client.response().status == 200
+        for i in (3, 1, 2):
+            gateway.call(one_more)
+            assert waiting[i].response().status == 200
+    assert [request.target for request in origin.requests] == [b"/0", b"/3", b"/1", b"/2"]

@@ -229,3 +229,38 @@ def test_other_providers_wait_for_no_body(make) -> None:
         client.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
         client.read_until(b"\r\n\r\n")
     assert counted(gateway) == {}
+
+
+def test_an_api_at_a_host_of_ones_own_is_recognised(make) -> None:
+    """Its first answer has the name of a field that only GitHub sends."""
+    script = answer(b"403 Forbidden", SECONDARY, b"X-GitHub-Request-Id: 1:2\r\n")
+    gateway, _ = make(script, upstream=provider("auto"))
+    with gateway.client() as client:
+        assert client.get().body == SECONDARY
+    assert pause_seconds(gateway) > 50
+    assert gateway.call(lambda: gateway.upstream("api").profile.name) == "github"
+
+
+def test_a_success_makes_it_known_that_successes_are_to_be_read(make) -> None:
+    seen: list[Received] = []
+
+    async def script(connection: Connection, request: Received) -> bool | None:
+        seen.append(request)
+        body = b"{}" if len(seen) == 1 else SHOPIFY
+        return await answer(body=body, fields=b"X-ShopId: 7\r\n")(connection, request)
+
+    gateway, _ = make(script, upstream=provider("auto"))
+    with gateway.client() as client:
+        assert client.get().body == b"{}"
+        assert client.get().body == SHOPIFY
+    assert pause_seconds(gateway) > 1
+
+
+def test_an_unknown_api_is_held_at_what_any_api_is(make) -> None:
+    script = in_pieces(b"429 Slow", [b"late"], b"Retry-After: 30\r\n", end=b"")
+    gateway, _ = make(script, upstream=provider("auto"))
+    with gateway.client() as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        client.read_until(b"\r\n\r\n")
+    assert counted(gateway) == {}
+    assert gateway.call(lambda: gateway.upstream("api").profile.recognises)
