@@ -7,7 +7,6 @@ be looked at, what the scope of a pause is, and how long to wait where no time i
 
 from __future__ import annotations
 
-import re
 from datetime import tzinfo
 from typing import NamedTuple
 
@@ -142,16 +141,8 @@ MAYBE_BODY_STATUSES = frozenset(
     status for provider in PROVIDERS.values() for status in provider.body_statuses if status >= 400
 )
 
-_SIGNS = re.compile(
-    b"^(?:"
-    + b"|".join(
-        b"(?P<%s>%s)" % (name.encode(), b"|".join(re.escape(sign) for sign in provider.signs))
-        for name, provider in PROVIDERS.items()
-        if provider.signs
-    )
-    + b")",
-    re.MULTILINE,
-)
+_SIGNS = {sign: name for name, provider in PROVIDERS.items() for sign in provider.signs}
+_SIGNS_ALL = tuple(_SIGNS)
 
 
 class Profile(NamedTuple):
@@ -181,9 +172,11 @@ class Profile(NamedTuple):
 
 def recognised(fields: list[tuple[bytes, bytes]]) -> str | None:
     """The provider that these response fields are a sign of, by their names."""
-    names = b"\n".join([name for name, _ in fields]).lower()
-    found = _SIGNS.search(names)
-    return None if found is None else found.lastgroup
+    for field, _ in fields:
+        lower = field.lower()
+        if lower.startswith(_SIGNS_ALL):
+            return next(name for sign, name in _SIGNS.items() if lower.startswith(sign))
+    return None
 
 
 def profile(

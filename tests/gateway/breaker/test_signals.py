@@ -257,7 +257,7 @@ VALUES = st.one_of(
 @given(
     status=st.one_of(st.sampled_from([200, 400, 403, 429, 503, 529]), st.integers(-1, 1000)),
     fields=st.lists(st.tuples(NAMES, VALUES), max_size=12),
-    name=st.sampled_from(sorted(PROVIDERS)),
+    name=st.sampled_from(["auto", *sorted(PROVIDERS)]),
     body=st.one_of(st.none(), st.binary(max_size=60), VALUES.map(lambda v: b'{"retry_after":' + v)),
     now_s=st.sampled_from([0, NOW_S, 10**11]),
 )
