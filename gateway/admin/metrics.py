@@ -220,16 +220,6 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
         "Requests that it had no room for at their first try.",
         labels=(*labels, "dry_run"),
     )
-    told = GaugeMetricFamily(
-        "egressd_limit_advertised_tokens",
-        "What the upstream last said of a row: its limit, what remains, and what we had left.",
-        labels=(*labels, "figure"),
-    )
-    adopted = CounterMetricFamily(
-        "egressd_limit_adoptions",
-        "Times that a lower figure of the upstream's was taken over.",
-        labels=labels,
-    )
     for upstream, figures in upstreams.items():
         for limit in figures["limits"]:
             values = (upstream, limit["name"])
@@ -246,27 +236,41 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
             started_full.add_metric(values, limit["started_full"])
             refused.add_metric((*values, "false"), limit["refused"])
             refused.add_metric((*values, "true"), limit["would_refuse"])
+    yield from (taken, level, burst, rate, excess, differs, rows, evicted, started_full, refused)
+    yield from _upstreams_word(upstreams)
+    yield from _windows(upstreams)
+
+
+def _upstreams_word(upstreams: dict[str, Any]) -> Iterator[Metric]:
+    """What upstreams say of their limits, and what follows from it here."""
+    labels = ("upstream", "limit")
+    told = GaugeMetricFamily(
+        "egressd_limit_advertised_tokens",
+        "What the upstream last said of a row: its limit, what remains, and what we had left.",
+        labels=(*labels, "figure"),
+    )
+    adopted = CounterMetricFamily(
+        "egressd_limit_adoptions",
+        "Times that a lower figure of the upstream's was taken over.",
+        labels=labels,
+    )
+    slots = GaugeMetricFamily(
+        "egressd_limit_slots",
+        "In-flight slots of this node now: fewer for a while after they were too many.",
+        labels=labels,
+    )
+    for upstream, figures in upstreams.items():
+        for limit in figures["limits"]:
+            values = (upstream, limit["name"])
+            if limit["slots_in_force"] is not None:
+                slots.add_metric(values, limit["slots_in_force"])
             advertised = limit["advertised"]
             if advertised is not None:
                 adopted.add_metric(values, advertised["adopted"])
                 for figure in ("limit", "remaining", "free"):
                     if advertised[figure] is not None:
                         told.add_metric((*values, figure), advertised[figure])
-    yield from (
-        taken,
-        level,
-        burst,
-        rate,
-        excess,
-        differs,
-        rows,
-        evicted,
-        refused,
-        told,
-        adopted,
-        started_full,
-    )
-    yield from _windows(upstreams)
+    yield from (told, adopted, slots)
 
 
 def _windows(upstreams: dict[str, Any]) -> Iterator[Metric]:

@@ -274,6 +274,7 @@ def _rows(limit: Any, now_ns: int) -> dict[str, Any]:
         "differs": shared.get("differs", False),
         "excess_bound": round(shared.get("excess_bound", 0.0), 3),
         "rate_in_force": _rate_in_force(limit),
+        "slots_in_force": getattr(limit, "slots", None),
     }
 
 

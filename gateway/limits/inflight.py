@@ -58,6 +58,10 @@ class InflightRow:
     def hold(self, cost: int) -> None:
         self.held += cost
 
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        """Nothing: what is left of a rate says nothing about slots."""
+        return False
+
     def give_back(self, cost: int, now_ns: int) -> None:
         """Frees slots. More than are held is the caller's fault: counted, and none are invented."""
         self.used -= cost

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from gateway.limits.verdict import Limit
@@ -65,7 +65,7 @@ class Lesson:
         now_ns: int,
     ) -> None:
         """A response to a request sent at `sent_ns` told this about its row."""
-        row: Any = self.limit.entry(key, now_ns)
+        row = self.limit.entry(key, now_ns)
         free, _ = self.limit.remaining(row, now_ns)
         self.told += 1
         rows = self._rows

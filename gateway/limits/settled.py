@@ -80,7 +80,7 @@ class SettledRow:
 
     def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
         """Takes over what the upstream says is left, if it is less than ours with the credit."""
-        inner: Any = self.inner
+        inner = self.inner
         free, _ = self.limit.inner.remaining(inner, now_ns)
         if inner.learn(remaining, sent_ns, now_ns):
             self.credit = 0

@@ -46,6 +46,13 @@ class Entry(Protocol):
         """A request of this cost waits for this row (its siblings have room); -cost undoes it."""
         ...
 
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        """Takes over what the upstream says is left, if that is less than what is left here.
+
+        It was told in answer to a request sent at `sent_ns`. Says whether anything changed.
+        """
+        ...
+
     def give_back(self, cost: int, now_ns: int) -> None:
         """The request is over: frees an in-flight slot. Tokens of a rate are never given back."""
         ...

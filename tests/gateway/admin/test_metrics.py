@@ -87,6 +87,7 @@ def test_limits_and_breakers_are_exposed(make_served: MakeServed) -> None:
     assert value(samples, "egressd_limit_burst_tokens", **account) == 5
     slots = {"upstream": "api", "limit": "open"}
     assert value(samples, "egressd_limit_level_tokens", **slots) == 7
+    assert value(samples, "egressd_limit_slots", **slots) == 200
     assert value(samples, "egressd_limit_tokens", **slots, by="self") == 7
     states = {
         state: value(samples, "egressd_breaker_state", upstream="api", state=state)

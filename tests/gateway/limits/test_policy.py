@@ -48,6 +48,9 @@ class FakeRow:
     def hold(self, cost: int) -> None:
         self.held += cost
 
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        return False
+
     def give_back(self, cost: int, now_ns: int) -> None:
         self.given += cost
 
