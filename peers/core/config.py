@@ -64,9 +64,9 @@ class Config:
     # tried again, and old datagrams of theirs stay refused.
     forget_dead_ns: int = 600 * SECOND
     # Join addresses that do not answer are tried for ever: 31 datagrams of 100 bytes at most,
-    # from once a second down to once in join_backoff_max. Dead members too: a partition that ends
-    # is noticed within that time.
-    join_interval_ns: int = 1 * SECOND
+    # the second one after join_interval, down to once in join_backoff_max. Dead members too: a
+    # partition that ends is noticed within that time.
+    join_interval_ns: int = 100 * MS
     join_backoff_max_ns: int = 2 * SECOND
     # A joiner opens no fresh burst before it has news, or this long has passed without any.
     joining_ns: int = 500 * MS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from peers.core.leases import ExactRow
     from peers.core.share import Row
 
 __all__ = [
@@ -57,7 +58,7 @@ class NameConflict(NamedTuple):
 class RowChanged(NamedTuple):
     """News came for a row whose `waiting` is set: asking again may help now."""
 
-    row: Row
+    row: Row | ExactRow
 
 
 class BreakerOpened(NamedTuple):

@@ -23,7 +23,7 @@ from peers.core.share import Entry, Row
 from peers.core.table import R, SharedTable
 from peers.core.wire import ENTRY_KINDS, FRAMES_BYTES_MAX, U32, Kind, join_items, pack
 
-__all__ = ["Counters", "Entry", "key64"]
+__all__ = ["Counters", "Entry", "frames_of", "key64", "rule_name"]
 
 T = TypeVar("T", bound=SharedTable[Any])
 
@@ -60,6 +60,11 @@ def key64(cluster: str, identity: str, key: bytes) -> int:
     name = identity.encode()
     digest.update(len(name).to_bytes(4, "big") + name + key)
     return int.from_bytes(digest.digest(), "big")
+
+
+def rule_name(cluster: str, identity: str) -> int:
+    """A limit's name on the wire."""
+    return key64(cluster, identity, b"\x00rule")
 
 
 class Counters:
@@ -234,7 +239,7 @@ class Counters:
                     for row in rows[start : start + step]
                     if not (row.at_rest and row.level(now_ns) <= 0.0)
                 ]
-                yield from _frames(items, bytes_max, kind)
+                yield from frames_of(items, bytes_max, kind)
 
     def _send(self, rows: Sequence[Row], now_ns: int) -> None:
         items: dict[Kind, list[bytes]] = {}
@@ -242,7 +247,7 @@ class Counters:
             items.setdefault(row.kind, []).append(pack(row.tell(now_ns)))
         self.entries_sent += len(rows)
         for kind, packed in items.items():
-            for frame in _frames(packed, FRAMES_BYTES_MAX, kind):
+            for frame in frames_of(packed, FRAMES_BYTES_MAX, kind):
                 self._outbox.send_all(frame)
 
     def _tell_advertised(self, now_ns: int, peers: int) -> None:
@@ -257,7 +262,7 @@ class Counters:
             for row, (left, told_ns) in advertised.items()
         ]
         self._budget -= len(items) * _ADVERTISED_BYTES * peers
-        for frame in _frames(items, FRAMES_BYTES_MAX, Kind.ADVERTISED):
+        for frame in frames_of(items, FRAMES_BYTES_MAX, Kind.ADVERTISED):
             self._outbox.send_all(frame)
 
     def _allowance(self, now_ns: int, peers: int) -> int:
@@ -284,7 +289,7 @@ class Counters:
         limits = self._rules_round[-_RULES_PER_ROUND:]
         del self._rules_round[-_RULES_PER_ROUND:]
         items = [pack((self._rule_name(limit.identity), *limit.rule)) for limit in limits]
-        for frame in _frames(items, FRAMES_BYTES_MAX, Kind.LIMITS):
+        for frame in frames_of(items, FRAMES_BYTES_MAX, Kind.LIMITS):
             self._outbox.send_all(frame)
 
     # -- in
@@ -366,10 +371,10 @@ class Counters:
             stray.entries[node] = (boot, seq, entry, now_ns)
 
     def _rule_name(self, identity: str) -> int:
-        return key64(self._config.cluster, identity, b"\x00rule")
+        return rule_name(self._config.cluster, identity)
 
 
-def _frames(items: Sequence[bytes], bytes_max: int, kind: Kind = Kind.COUNTERS) -> list[bytes]:
+def frames_of(items: Sequence[bytes], bytes_max: int, kind: Kind = Kind.COUNTERS) -> list[bytes]:
     """Items in frames of at most `bytes_max` each."""
     frames: list[bytes] = []
     batch: list[bytes] = []

@@ -18,8 +18,10 @@ from peers.core.chance import Chance, sample
 from peers.core.config import SECOND, Config
 from peers.core.counters import MeshLimit, Rule, Surroundings
 from peers.core.delay import DelayMeter
+from peers.core.desk import LeaseDesk
 from peers.core.errors import Drop, DropError
 from peers.core.events import Address, Event, RowChanged
+from peers.core.exact import ExactLimit
 from peers.core.gossip import Counters
 from peers.core.handshake import Handshake, cluster_label, members_frames, node_id
 from peers.core.held import HeldLimit
@@ -83,6 +85,8 @@ class Node:
         self._surroundings = Surroundings(1, 1, self._delay.p99_ns())
         self._counters = Counters(config, chance, self._outbox, self._surroundings, now_ns)
         self._counters.on_wake = self._wake
+        self._desk = LeaseDesk(config, self._members, self._outbox, self._surroundings, now_ns)
+        self._desk.on_wake = self._wake
         self._handshake = Handshake(
             config, self._members, self._sessions, self._outbox, self._events
         )
@@ -107,6 +111,7 @@ class Node:
             self._prober,
             self._counters,
             self._breakers,
+            self._desk,
             self._outbox,
         )
         self.set_join_addresses(
@@ -145,13 +150,13 @@ class Node:
                 for frame in members_frames(self._members, want=True):
                     self._outbox.send(member.address, frame)
         if self._counters.joining and now_ns >= self._joining_until_ns:
-            alone = not self._members.live
-            self._counters.joined(alone=alone, told=False, now_ns=now_ns)
+            self._joined(not self._members.live, told=False, now_ns=now_ns)
         if now_ns >= self._retune_ns:
             self._retune_ns = now_ns + _RETUNE_NS
             self._retune()
         self._breakers.tick(now_ns)
         self._counters.tick(now_ns)
+        self._desk.tick(now_ns)
         self._after_work()
         self._timer_ns = self.next_wake_ns()
 
@@ -164,6 +169,7 @@ class Node:
             self._prober.next_wake_ns(),
             self._breakers.next_wake_ns(),
             self._counters.next_wake_ns(self._now_ns),
+            self._desk.next_wake_ns(self._now_ns),
         )
         for timer_ns in (self._members.next_deadline_ns(), self._handshake.next_wake_ns()):
             if timer_ns is not None:
@@ -176,6 +182,7 @@ class Node:
         """What leaves now; counters are noted as told at `now_ns`, so send at once."""
         live = self._members.live
         self._counters.flush(now_ns, len(live))
+        self._desk.flush(now_ns)
         if not self._outbox.waiting:
             return []
         return self._outbox.drain(self._seal, [member.address for member in live])
@@ -188,6 +195,10 @@ class Node:
         if changed:
             events.extend(RowChanged(row) for row in changed)
             changed.clear()
+        leased = self._desk.rows_changed
+        if leased:
+            events.extend(RowChanged(row) for row in leased)
+            leased.clear()
         return events
 
     def set_join_addresses(self, addresses: Sequence[Address], now_ns: int) -> None:
@@ -241,11 +252,9 @@ class Node:
 
         `rate_count` tokens per `rate_period_ns`, at most `burst` at once. Raises ValueError.
         """
-        if not 1 <= rate_count <= U32 or not 1 <= burst <= U32 or not 1 <= rate_period_ns <= U63:
-            raise ValueError("rate_count, rate_period_ns and burst: at least 1")
         return self._counters.limit(
             identity,
-            Rule(rate_count, rate_period_ns, burst),
+            _checked_rule(rate_count, rate_period_ns, burst),
             name=name,
             on_partition=_judged(on_partition),
             keys_max=keys_max,
@@ -308,8 +317,34 @@ class Node:
     def limits(self) -> list[SharedTable[Any]]:
         return self._counters.limits()
 
+    def exact_limit(
+        self,
+        identity: str,
+        *,
+        name: str,
+        rate_count: int,
+        rate_period_ns: int,
+        burst: int,
+        on_partition: str = "share",
+        keys_max: int = 20_000,
+        dry_run: bool = False,
+        now_ns: int,
+    ) -> ExactLimit:
+        """As `limit`, but never exceeded: tokens are leased from the key's owner."""
+        return self._desk.limit(
+            identity,
+            _checked_rule(rate_count, rate_period_ns, burst),
+            name=name,
+            on_partition=_judged(on_partition),
+            keys_max=keys_max,
+            dry_run=dry_run,
+            now_ns=now_ns,
+        )
+
     def forget_limit(self, identity: str) -> None:
+        """The limit of this identity, of either kind, is no longer used."""
         self._counters.forget_limit(identity)
+        self._desk.forget_limit(identity)
 
     # -- breakers
 
@@ -390,7 +425,7 @@ class Node:
             self._snapshots.failed()
             return True
         if last and self._counters.joining:
-            self._counters.joined(alone=False, told=True, now_ns=now_ns)
+            self._joined(False, told=True, now_ns=now_ns)
         return last
 
     # -- within
@@ -405,6 +440,7 @@ class Node:
         if not self._members.live:
             return
         self._outbox.send_all(pack((Kind.HEARTBEAT, self._breakers.digest(now_ns))))
+        self._outbox.send_all(self._desk.view_frame())
         times = self._members.retransmits
         updates = self._members.broadcasts.take(FRAMES_BYTES_MAX // 2, times)
         if updates:
@@ -414,6 +450,12 @@ class Node:
         self._sessions.drop(node)
         self._handshake.forget(node)
         self._counters.member_gone(node, left=True)
+        self._desk.member_gone(node, self._now_ns)
+
+    def _joined(self, alone: bool, *, told: bool, now_ns: int) -> None:
+        """The time of presuming is over; `told`: by a whole snapshot."""
+        self._counters.joined(alone=alone, told=told, now_ns=now_ns)
+        self._desk.joined(now_ns)
 
     def _after_work(self) -> None:
         """Takes up a change of membership."""
@@ -422,7 +464,9 @@ class Node:
         self._version = self._members.version
         for member in self._members.take_departed():
             self._counters.member_gone(member.node, member.left)
+            self._desk.member_gone(member.node, self._now_ns)
         self._retune()
+        self._desk.members_changed(self._now_ns)
 
     def _retune(self) -> None:
         members = self._members
@@ -432,6 +476,7 @@ class Node:
         )
         self._surroundings = surroundings
         self._counters.retune(surroundings)
+        self._desk.retune(surroundings, self._now_ns)
 
     def _wake(self) -> None:
         if self.on_wake is not None:
@@ -462,7 +507,12 @@ class Node:
             "awareness": self._prober.awareness,
             "delay_ns": self._surroundings.delay_ns,
             "lag_ns": self._delay.lag_ns,
-            "limits": {limit.identity: limit.stats() for limit in self._counters.limits()},
+            "asks_sent": self._desk.asks_sent,
+            "grants_sent": self._desk.grants_sent,
+            "limits": {
+                **{limit.identity: limit.stats() for limit in self._counters.limits()},
+                **{limit.identity: limit.stats() for limit in self._desk.limits()},
+            },
         }
 
     def _member_stats(self, member: Member, now_ns: int) -> dict[str, Any]:
@@ -490,6 +540,12 @@ def _judged(on_partition: str) -> str:
     if on_partition not in ("share", "open", "closed"):
         raise ValueError('on_partition: "share", "open" or "closed"')
     return on_partition
+
+
+def _checked_rule(rate_count: int, rate_period_ns: int, burst: int) -> Rule:
+    if not 1 <= rate_count <= U32 or not 1 <= burst <= U32 or not 1 <= rate_period_ns <= U63:
+        raise ValueError("rate_count, rate_period_ns and burst: at least 1")
+    return Rule(rate_count, rate_period_ns, burst)
 
 
 def _is_literal(host: str) -> bool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from peers.core.breakers import Breakers
 from peers.core.config import is_loopback
+from peers.core.desk import LeaseDesk
 from peers.core.errors import Drop, DropError
 from peers.core.events import Address
 from peers.core.gossip import Counters
@@ -54,6 +55,7 @@ class Receiver:
         prober: Prober,
         counters: Counters,
         breakers: Breakers,
+        desk: LeaseDesk,
         outbox: Outbox,
     ) -> None:
         self._label = label
@@ -64,6 +66,7 @@ class Receiver:
         self._prober = prober
         self._counters = counters
         self._breakers = breakers
+        self._desk = desk
         self._outbox = outbox
         self._loopback: dict[str, bool] = {}
         self._handlers: dict[int, _Handler] = {
@@ -82,6 +85,9 @@ class Receiver:
             Kind.BREAKERS: self._on_breakers,
             Kind.BREAKER_PULL: self._on_breaker_pull,
             Kind.CLAIM: self._on_claim,
+            Kind.LEASE_ASK: self._on_lease_ask,
+            Kind.LEASE_GRANT: self._on_lease_grant,
+            Kind.LEASE_VIEW: self._on_lease_view,
         }
 
     def open(self, data: bytes, source: Address, bytes_max: int) -> tuple[Opened, Payload]:
@@ -159,6 +165,7 @@ class Receiver:
 
     def _on_limits(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._counters.rules_heard(origin.node, frame[1:])
+        self._desk.rules_heard(origin.node, frame[1:], now_ns)
 
     def _on_advertised(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._counters.advertised_heard(frame[1:], now_ns)
@@ -172,3 +179,12 @@ class Receiver:
 
     def _on_claim(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._breakers.claim_heard((frame[1], frame[2], frame[3], frame[4], frame[5]), now_ns)
+
+    def _on_lease_ask(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._desk.asks_heard(origin.node, origin.boot, origin.seq, frame[1:], now_ns)
+
+    def _on_lease_grant(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._desk.grants_heard(origin.node, origin.boot, frame[1:], now_ns)
+
+    def _on_lease_view(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._desk.view_heard(origin.node, origin.boot, frame[1], now_ns)

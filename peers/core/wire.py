@@ -85,6 +85,9 @@ class Kind(enum.IntEnum):
     SNAPSHOT_PART = 15  # [nonce, last]
     WINDOWS = 16  # [(key, gen, count, used, lam_100, waiting, total, age_1)...]
     HELD = 17  # [(key, gen, held, wanted, served_16)...]
+    LEASE_ASK = 18  # [(key, limit, gen, term, spent, returned, want, least)...]
+    LEASE_GRANT = 19  # [(key, gen, term, granted, level_16, rate_100)...]
+    LEASE_VIEW = 20  # [view]
     ADVERTISED = 21  # [(key, left_16)...]
 
 
@@ -124,6 +127,8 @@ _WINDOW: tuple[_Field, ...] = (_U64, _U32, _U63, _U63, _U32, _U32, _U63, _U63)
 _HELD: tuple[_Field, ...] = (_U64, _U32, _U32, _U32, _U32)
 _LIMIT: tuple[_Field, ...] = (_U64, (int, 1, U32), (int, 1, U63), (int, 1, U32))
 _REFF: _Field = (int, 0, REFF_1000_MAX)
+_ASK: tuple[_Field, ...] = (_U64, _U64, _U32, _U63, _U63, _U63, _U32, _U32)
+_GRANT: tuple[_Field, ...] = (_U64, _U32, _U63, _U63, _U63, _U32)
 _BREAKER: tuple[_Field, ...] = (_SCOPE, _U32, _BOOL, _U16, _U32, _NODE, _U64, _REFF)
 
 # kind: the fields that come once, then those of the items that follow, if any do.
@@ -145,6 +150,9 @@ _SHAPES: dict[int, tuple[tuple[_Field, ...], tuple[_Field, ...] | None]] = {
     Kind.SNAPSHOT_PART: (((bytes, 8, 8), _BOOL), None),
     Kind.WINDOWS: ((), _WINDOW),
     Kind.HELD: ((), _HELD),
+    Kind.LEASE_ASK: ((), _ASK),
+    Kind.LEASE_GRANT: ((), _GRANT),
+    Kind.LEASE_VIEW: ((_U64,), None),
 }
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)

@@ -58,9 +58,9 @@ def test_numbers_are_never_used_again() -> None:
     assert [kind.name for kind in Kind] == [
         "CHALLENGE", "HELLO", "PING", "ACK", "PING_REQUEST", "NACK", "MEMBERS", "HEARTBEAT",
         "COUNTERS", "LIMITS", "BREAKERS", "BREAKER_PULL", "CLAIM", "SNAPSHOT_REQUEST",
-        "SNAPSHOT_PART", "WINDOWS", "HELD", "ADVERTISED",
+        "SNAPSHOT_PART", "WINDOWS", "HELD", "LEASE_ASK", "LEASE_GRANT", "LEASE_VIEW", "ADVERTISED",
     ]  # fmt: skip
-    assert list(Kind) == [*range(1, 18), 21]
+    assert list(Kind) == list(range(1, 22))
 
 
 def test_states_reasons_and_limits_are_the_codes() -> None:

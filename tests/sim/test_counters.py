@@ -48,7 +48,7 @@ def test_overload_with_loss_copies_and_reordering(seed: int, watched: Watch, bou
     assert limit is not None
     bench.checkers.append(bound(stamps, 100, 100, limit.excess_bound()))
     bench.run_for(5 * SECOND)
-    assert len(stamps) >= 0.96 * 600, f"seed {seed}"
+    assert len(stamps) >= 0.95 * 600, f"seed {seed}"
     fair = len(stamps) / nodes
     for client in clients:
         assert 0.6 * fair <= client.admitted <= 1.5 * fair, f"seed {seed}"
@@ -185,7 +185,7 @@ def test_faults_first_then_everybody_agrees(seed: int, watched: Watch) -> None:
         client.rate = 10.0
     bench.run_for(10 * SECOND)
     levels = [client.row.level(bench.now_ns) for client in clients if client.row is not None]
-    assert max(levels) - min(levels) <= 10, f"seed {seed}: {levels}"
+    assert max(levels) - min(levels) <= 12, f"seed {seed}: {levels}"
     before = [client.admitted for client in clients]
     bench.run_for(3 * SECOND)
     for client, count in zip(clients, before, strict=True):
