@@ -28,6 +28,7 @@ from peers.core.events import (
     RowChanged,
     TrialClaimed,
 )
+from peers.core.exact import ExactLimit
 from peers.core.table import SharedTable
 
 if TYPE_CHECKING:
@@ -151,13 +152,14 @@ class MeshAdapter:
                 wall_offset_ns=wall_ns() - monotonic_ns() if conf.align == "clock" else None,
                 **facts,
             )
-        return self.node.limit(
-            identity,
-            rate_count=rate.count,
-            rate_period_ns=rate.period_ns,
-            burst=conf.burst,
-            **facts,
-        )
+        facts |= {
+            "rate_count": rate.count,
+            "rate_period_ns": rate.period_ns,
+            "burst": conf.burst,
+        }
+        if conf.sync == "exact":
+            return self.node.exact_limit(identity, **facts, now_ns=self._worker.now_ns())
+        return self.node.limit(identity, **facts)
 
     def forget(self, identity: str) -> None:
         """The conf no longer names this limit."""
@@ -214,6 +216,12 @@ class MeshAdapter:
             sum(row.peers_rate for row in limit.rows())
             for limit in limits
             if isinstance(limit, SharedTable)
+        ]
+        now_ns = self._worker.now_ns()
+        sums += [
+            sum(row.others_rate(now_ns) for row in limit.rows())
+            for limit in limits
+            if isinstance(limit, ExactLimit)
         ]
         return max(sums, default=0.0) * SECOND
 

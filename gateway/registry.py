@@ -18,6 +18,7 @@ from gateway.limits.lessons import Lesson
 from gateway.limits.settled import Settled, unwrapped
 from gateway.limits.window import Window
 from peers.core.counters import MeshLimit
+from peers.core.exact import ExactLimit
 
 if TYPE_CHECKING:
     from gateway.limits.verdict import Limit
@@ -75,6 +76,8 @@ def levers(limit: Limit) -> tuple[Fill | None, Scale | None]:
             mesh_limit.set_rate_factor(factor)
 
         return fill, scale
+    if isinstance(limit, ExactLimit):
+        return limit.fill, limit.set_rate_factor
     return None, None
 
 
@@ -95,7 +98,7 @@ class Registry:
     def limit(self, upstream: str, conf: LimitConf) -> Limit:
         """The limit of that identity with the conf's figures, made if there is none."""
         identity = limit_identity(upstream, conf)
-        if conf.sync == "mesh" and not self._mesh.alone:
+        if conf.sync in ("mesh", "exact") and not self._mesh.alone:
             self._split.pop(identity, None)
             limit = self._mesh.limit(identity, conf)
         else:

@@ -34,6 +34,7 @@ from gateway.h1.forward import FieldRules
 from gateway.limits.inflight import Inflight
 from gateway.limits.lessons import Lessons
 from gateway.limits.policy import LimitSet, Rule
+from gateway.limits.settled import unwrapped
 from gateway.limits.verdict import Limit
 from gateway.proxy.clients import Client, ClientRule, ClientTable
 from gateway.proxy.graph import (
@@ -52,6 +53,7 @@ from gateway.proxy.targets import FORWARD, ForwardTable, Pattern
 from gateway.registry import MeshLimits, Registry, levers, limit_identity
 from gateway.routes import Route, RouteTable
 from gateway.waiting.fair_queue import Budget
+from peers.core.exact import ExactLimit
 
 __all__ = ["Assembly", "Plan"]
 
@@ -262,8 +264,9 @@ class Assembly:
         key = compile_key([str(part) for part in conf.key])
         by_credential = fill is not None and [str(part) for part in conf.key] == ["credential"]
         told_by = conf.cost.header.lower() if conf.cost.kind == "response_header" else ""
+        leased = isinstance(unwrapped(limit), ExactLimit)
         return LimitUse(
-            limit, key, cost, ns_per_token, by_credential, fill, scale, told_by.encode()
+            limit, key, cost, ns_per_token, by_credential, fill, scale, leased, told_by.encode()
         )
 
     def _lessons(self, name: str, conf: UpstreamConf, uses: Sequence[LimitUse]) -> Lessons:

@@ -43,7 +43,12 @@ NOT_YET: tuple[Row, ...] = (
     Row("node.workers", lambda value, _: value != 1, "more than one process", "use 1"),
     Row("listen.*.bind", _kind("systemd"), '"systemd:NAME"', 'use "HOST:PORT" or "unix:PATH"'),
     Row("admin.bind", _kind("systemd"), '"systemd:NAME"', 'use "HOST:PORT" or "unix:PATH"'),
-    Row("upstream.*.limit.*.sync", _equals("exact"), '"exact"', 'use "mesh" or "local"'),
+    Row(
+        "upstream.*.limit.*.sync",
+        lambda value, limit: limit.algorithm == "window" and value == "exact",
+        '"exact" with a window',
+        'use "mesh" or "local"',
+    ),
     Row("upstream.*.limit.*.sync", _equals("redis"), '"redis"', 'use "mesh" or "local"'),
     Row("upstream.*.spool", _given, "", "leave the table out"),
     Row("spool", _given, "", "leave the table out"),

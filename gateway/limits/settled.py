@@ -64,6 +64,11 @@ class SettledRow:
     def hold(self, cost: int) -> None:
         self.inner.hold(cost)
 
+    @property
+    def fetching(self) -> bool:
+        """Whether the wrapped row, one of an exact limit, has asked its owner for tokens."""
+        return bool(getattr(self.inner, "fetching", False))
+
     def give_back(self, cost: int, now_ns: int) -> None:
         self.inner.give_back(cost, now_ns)
 

@@ -49,6 +49,9 @@ __all__ = [
     "tunnelled",
 ]
 
+# A request whose token is on its way from another node is held at least so long, whatever `wait`
+# says: an answer takes a round trip, and one lost datagram is made good within 20 to 50 ms.
+LEASE_WAIT_NS = SECOND // 10
 LEASE_MIN_NS = SECOND  # a trial that is silent for less is only slow (MESH.md section 4)
 
 
@@ -486,6 +489,8 @@ def _blocked_slow(exchange: Admittee, refusal: Refusal) -> Blocked:
     blocked = Blocked(
         refusal.entry, refusal.retry_after_ns, ErrorKind.LIMITED, name, use.ns_per_token
     )
+    if use.leased and exchange.blocker is None and refusal.entry.fetching:  # type: ignore[attr-defined]
+        exchange.wait_until_ns = max(exchange.wait_until_ns, exchange.asked_ns + LEASE_WAIT_NS)
     exchange.last_blocked = blocked
     return blocked
 

@@ -102,6 +102,7 @@ class LimitUse(NamedTuple):
     by_credential: bool  # its rows are credentials, so a credential's pause concerns one of them
     fill: Callable[[int], None] | None  # takes every row's burst away, as a pause has ended
     scale: Callable[[float, int], None] | None  # lets it drain at a part of its rate
+    leased: bool = False  # its tokens come from another node, see `admission.LEASE_WAIT_NS`
     settled_by: bytes = b""  # the response field that tells the true cost, lower case
 
 

@@ -252,6 +252,7 @@ class Node:
 
         `rate_count` tokens per `rate_period_ns`, at most `burst` at once. Raises ValueError.
         """
+        self._desk.forget_limit(identity)  # it may have been of the other kind until now
         return self._counters.limit(
             identity,
             _checked_rule(rate_count, rate_period_ns, burst),
@@ -331,6 +332,7 @@ class Node:
         now_ns: int,
     ) -> ExactLimit:
         """As `limit`, but never exceeded: tokens are leased from the key's owner."""
+        self._counters.forget_limit(identity)
         return self._desk.limit(
             identity,
             _checked_rule(rate_count, rate_period_ns, burst),

@@ -11,6 +11,7 @@ import pytest
 from gateway.breaker.states import BreakerPolicy, BreakerState, Cause, Change
 from gateway.breaker.table import BreakerTable
 from gateway.clock import SECOND
+from gateway.conf.schema_upstream import LimitConf
 from gateway.limits.settled import Settled
 from gateway.mesh import SCOPE_BYTES, MeshAdapter, NoMesh
 from gateway.proxy.graph import UpstreamCounts
@@ -25,6 +26,7 @@ from peers.core.events import (
     RowChanged,
     TrialClaimed,
 )
+from peers.core.exact import ExactLimit
 
 NOW_NS = 1000 * SECOND
 CREDENTIAL = b"c" * 16
@@ -61,7 +63,10 @@ class Node:
         self.told.append(("forget", identity))
 
     def limit(self, identity: str, **facts: Any) -> Any:
-        return identity, facts
+        return "mesh", identity, facts
+
+    def exact_limit(self, identity: str, **facts: Any) -> Any:
+        return "exact", identity, facts
 
 
 class Harness:
@@ -226,6 +231,27 @@ def test_the_others_rate_is_that_of_the_fullest_limit(it: Harness) -> None:
     wrapped = Settled(many, 5, 5, 100)
     api.limit_uses = (SimpleNamespace(limit=few), SimpleNamespace(limit=wrapped))
     assert it.mesh.others_per_s(api) == pytest.approx(30.0)
+
+
+@pytest.mark.parametrize("sync", ["mesh", "exact"])
+def test_a_limit_is_made_of_the_kind_that_the_conf_names(it: Harness, sync: str) -> None:
+    facts = {"name": "l", "rate": "100/10s", "burst": 7, "keys_max": 9, "sync": sync}
+    made: Any = it.mesh.limit("id", LimitConf.model_validate(facts))
+    assert made[:2] == (sync, "id")
+    assert made[2].pop("now_ns", NOW_NS) == NOW_NS
+    assert made[2] == {
+        "name": "l", "rate_count": 100, "rate_period_ns": 10 * SECOND, "burst": 7,
+        "on_partition": "share", "keys_max": 9, "dry_run": False,
+    }  # fmt: skip
+
+
+def test_the_others_rate_under_an_exact_limit_is_what_its_owner_tells(it: Harness) -> None:
+    api = it.upstreams["api"]
+    limit = ExactLimit.__new__(ExactLimit)
+    row = SimpleNamespace(others_rate=lambda now_ns: 20.0 / SECOND)
+    limit._rows = {b"": row, b"k": row}  # type: ignore[assignment]
+    api.limit_uses = (SimpleNamespace(limit=limit),)
+    assert it.mesh.others_per_s(api) == pytest.approx(40.0)
 
 
 def test_alone_nobody_is_told() -> None:

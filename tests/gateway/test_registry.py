@@ -123,6 +123,13 @@ def test_a_mesh_wide_limit_is_the_meshs() -> None:
     assert mesh.made["api\0l\0\0smooth"].tokens_per_ns == pytest.approx(100 / SECOND)
 
 
+def test_an_exact_limit_is_the_meshs_and_alone_it_is_the_nodes_own() -> None:
+    mesh = Mesh()
+    limit = Registry(mesh).limit("api", conf(sync="exact"))
+    assert limit is mesh.made[limit_identity("api", conf())]
+    assert type(Registry(NoMesh(b"k" * 32)).limit("api", conf(sync="exact"))) is Gcra
+
+
 def test_a_limit_that_leaves_the_mesh_is_forgotten_there() -> None:
     mesh = Mesh()
     registry = Registry(mesh)

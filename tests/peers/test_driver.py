@@ -154,6 +154,42 @@ def test_three_share_a_counter() -> None:
     run(scenario)
 
 
+def test_three_lease_an_exact_limit() -> None:
+    """As under trio's clock in test_driver_trio: never over, and all of it is used."""
+
+    async def scenario() -> None:
+        async with cluster(3) as members:
+            rows = [
+                member.node.exact_limit(
+                    "e",
+                    name="e",
+                    rate_count=200,
+                    rate_period_ns=SECOND,
+                    burst=20,
+                    now_ns=time.monotonic_ns(),
+                ).entry(b"", time.monotonic_ns())
+                for member in members
+            ]
+            start_ns = time.monotonic_ns()
+            taken = 0
+            while taken < 150:
+                for member, row in zip(members, rows, strict=True):
+                    now_ns = time.monotonic_ns()
+                    row.arrive(1, now_ns)
+                    if row.ask(1, now_ns) == ROOM:
+                        row.take(1, now_ns)
+                        taken += 1
+                    member.driver.poke()
+                elapsed_ns = time.monotonic_ns() - start_ns
+                assert taken <= 20 + 200 * elapsed_ns / SECOND
+                assert elapsed_ns < 20 * SECOND
+                await asyncio.sleep(0.002)
+            assert sum(row.ledger is not None for row in rows) == 1
+            assert all(row.own > 0 for row in rows)
+
+    run(scenario)
+
+
 def test_a_pause_reaches_all_at_once() -> None:
     async def scenario() -> None:
         async with cluster(3) as members:

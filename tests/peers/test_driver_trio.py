@@ -108,6 +108,36 @@ def test_a_shared_counter() -> None:
     simulate(scenario)
 
 
+def test_an_exact_limit() -> None:
+    """As the asyncio driver's in test_driver: never over, used, and waiting rows are told."""
+
+    async def scenario(drivers: list[TrioDriver]) -> None:
+        await trio.sleep(1.1)  # after a change of membership new keys start full
+        rows = [
+            driver.node.exact_limit(
+                "x", name="x", rate_count=100, rate_period_ns=SECOND, burst=100, now_ns=now_ns()
+            ).entry(b"", now_ns())
+            for driver in drivers
+        ]
+        for row in rows:
+            row.waiting = object()
+        admitted = 0
+        start_ns = now_ns()
+        while now_ns() - start_ns < 5 * SECOND:
+            for driver, row in zip(drivers, rows, strict=True):
+                row.arrive(1, now_ns())
+                if row.ask(1, now_ns()) == ROOM:
+                    row.take(1, now_ns())
+                    admitted += 1
+                driver.flush()
+            await trio.sleep(0.01)
+        assert 0.97 * 600 <= admitted <= 600
+        assert sum(RowChanged(r) in d.events for r, d in zip(rows, drivers, strict=True)) >= 2
+        assert sum(row.ledger is not None for row in rows) == 1
+
+    simulate(scenario)
+
+
 def test_a_pause_and_a_death() -> None:
     async def scenario(drivers: list[TrioDriver]) -> None:
         start_ns = now_ns()

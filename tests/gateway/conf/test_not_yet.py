@@ -30,8 +30,8 @@ CASES = {
         '[admin]\nbind = "systemd:admin"\ntoken.env = "TOKEN"',
         "2: admin.bind",
     ),
-    ("upstream.*.limit.*.sync", '"exact"'): (
-        RATE + 'sync = "exact"',
+    ("upstream.*.limit.*.sync", '"exact" with a window'): (
+        RATE + 'sync = "exact"\nalgorithm = "window"',
         "6: upstream.a.limit.0.sync",
     ),
     ("upstream.*.spool", ""): (A + "[upstream.a.spool]", "3: upstream.a.spool"),
@@ -86,9 +86,9 @@ def test_a_value_that_is_wrong_by_itself_hides_no_other(judged: Judged) -> None:
 
 def test_every_limit_of_every_upstream_is_looked_at(judged: Judged) -> None:
     other = RATE.replace(".a", ".b")
-    exact = '[[upstream.b.limit]]\nname = "m"\nrate = "1/s"\nsync = "exact"\n'
-    (fault,) = judged(RATE + other + exact)
-    assert fault.startswith('14: upstream.b.limit.1.sync: "exact" is not available in this ')
+    window = '[[upstream.b.limit]]\nname = "m"\nrate = "1/s"\nalgorithm = "window"\n'
+    (fault,) = judged(RATE + other + window + 'sync = "exact"\n')
+    assert fault.startswith('15: upstream.b.limit.1.sync: "exact" with a window is not available')
 
 
 def test_what_it_has_is_no_fault(judged: Judged) -> None:
@@ -100,6 +100,7 @@ def test_what_it_has_is_no_fault(judged: Judged) -> None:
         '  { name = "a", rate = "1/s", sync = "mesh", learn = "adopt", cost = 1 },\n'
         '  { name = "b", rate = "1/s", sync = "local", cost = { header = "X-Cost" } },\n'
         '  { name = "c", rate = "1/s", algorithm = "window", learn = "off" },\n'
+        '  { name = "f", rate = "1/s", sync = "exact" },\n'
         '  { name = "d", in_flight = 1 },\n  { name = "e", in_flight = 1, sync = "mesh" },\n'
         "]\n" + CLIENT + 'source = ["::1"]\n'
     )
