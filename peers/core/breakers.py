@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from peers.core.chance import Chance, sample
 from peers.core.config import MS, SECOND, Config
+from peers.core.demand import Demands
 from peers.core.events import BreakerClosed, BreakerOpened, Event, TrialClaimed
 from peers.core.members import Member, Members
 from peers.core.outbox import Outbox
@@ -46,6 +47,8 @@ _PULL_MAX_NS = 5 * SECOND
 _PULL_EVENTS = 40
 # A rank's turn to send the trial: a claim's way there and back, and 10 ms to act.
 _TRIAL_GRACE_NS = 10 * MS
+# A claim that has ended still orders those behind it, and a late copy of it must not revive it.
+_CLAIM_MEMORY_NS = 10 * SECOND
 _MS_MAX = U32
 
 
@@ -98,6 +101,7 @@ class Breakers:
         config: Config,
         members: Members,
         outbox: Outbox,
+        demands: Demands,
         chance: Chance,
         events: list[Event],
         boot_ms: int,
@@ -106,6 +110,7 @@ class Breakers:
         self._config = config
         self._members = members
         self._outbox = outbox
+        self._demands = demands
         self._chance = chance
         self._events = events
         self._registers: dict[bytes, _Register] = {}
@@ -142,16 +147,37 @@ class Breakers:
         self._claims[scope] = _Claim(epoch, until_ns, self._members.me.node, self._number)
         self._tell_all(scope, True, now_ns)
 
-    def trial_at_ns(self, scope: bytes, epoch: int, until_ns: int, delay_ns: int) -> int:
-        """Rendezvous order: each member ranks all by one hash, so they agree without a word."""
-        claim = self._claims.get(scope)
+    def release(self, scope: bytes, epoch: int, now_ns: int) -> None:
+        """The trial that this node claimed says nothing (its client left): others may try."""
+        held = self._claims.get(scope)
+        if held is not None and held.epoch == epoch and held.origin == self._members.me.node:
+            self.claim(scope, epoch, now_ns, now_ns)
+
+    def trial_at_ns(
+        self, scope: bytes, group: bytes, epoch: int, until_ns: int, delay_ns: int, now_ns: int
+    ) -> int:
+        """Rendezvous order: each member ranks those that have demand for `group` by one hash, so
+        they agree without a word. Those who have none come after them. Behind a claim of another
+        the order holds anew when it ends, and the claimer itself comes first."""
         mine = self._members.me.node
-        own = _weight(scope, epoch, mine)
-        rank = sum(_weight(scope, epoch, member.node) > own for member in self._members.live)
-        turn_ns = until_ns + rank * (2 * delay_ns + _TRIAL_GRACE_NS)
+        wanting = self._demands.wanting(group, now_ns)
+        own = (mine in wanting, _weight(scope, epoch, mine))
+        rank = sum(
+            (member.node in wanting, _weight(scope, epoch, member.node)) > own
+            for member in self._members.live
+        )
+        step_ns = 2 * delay_ns + _TRIAL_GRACE_NS
+        claim = self._claims.get(scope)
         if claim is not None and claim.epoch == epoch and claim.origin != mine:
-            turn_ns = max(turn_ns, claim.until_ns)
-        return turn_ns
+            return max(until_ns, claim.until_ns) + (rank + 1) * step_ns
+        return until_ns + rank * step_ns
+
+    def member_gone(self, node: bytes, now_ns: int) -> None:
+        """Who is gone sends no trial: its claims end."""
+        for scope, claim in self._claims.items():
+            if claim.origin == node and claim.until_ns > now_ns:
+                claim.until_ns = now_ns
+                self._events.append(TrialClaimed(scope, claim.epoch, now_ns))
 
     def state(self, scope: bytes) -> tuple[int, bool, int, float] | None:
         """(epoch, open, until_ns, reff) as the mesh knows it, or None."""
@@ -186,6 +212,8 @@ class Breakers:
         held = self._claims.get(scope)
         if held is not None and (held.epoch, held.number) >= (epoch, number):
             return
+        if remaining_ms == 0 and (held is None or held.origin != origin):
+            return  # given back, but another one has claimed it since
         if held is None and len(self._claims) >= self._config.breakers_max:
             return
         until_ns = now_ns + remaining_ms * MS
@@ -225,7 +253,8 @@ class Breakers:
             for scope in sorted(self._registers):
                 register = self._registers[scope]
                 if register.changed_ns > young_ns:
-                    known.update(pack((scope, register.epoch, register.state)))
+                    rate = _reff_1000(register.reff)
+                    known.update(pack((scope, register.epoch, register.state, rate)))
             self._digest = int.from_bytes(known.digest(), "big")
         return self._digest
 
@@ -251,7 +280,9 @@ class Breakers:
             if register.changed_ns <= old_ns and register.until_ns <= old_ns:
                 del self._registers[scope]
         for scope, claim in list(self._claims.items()):
-            if claim.until_ns <= now_ns:
+            known = self._registers.get(scope)
+            over = known is not None and known.epoch != claim.epoch
+            if over or claim.until_ns <= now_ns - _CLAIM_MEMORY_NS:
                 del self._claims[scope]
         self._pulls = {
             node: pull for node, pull in self._pulls.items() if self._members.get(node) is not None
@@ -283,19 +314,25 @@ class Breakers:
             register.reff = 0.0
         elif event_id in register.ids:
             register.ids[event_id] = min(until_ns, register.ids[event_id])
-            return False
+            return self._slower(register, reff)
         elif len(register.ids) >= _IDS_MAX or state == CLOSED:
             return False
         longer = until_ns > register.until_ns or not register.ids
         register.ids[event_id] = until_ns
-        register.reff = (
-            min(reff, register.reff) if reff and register.reff else reff or register.reff
-        )
+        longer = self._slower(register, reff) or longer
         if longer:
             register.cause = cause
             register.changed_ns = now_ns
             self._digest = None
         return longer
+
+    def _slower(self, register: _Register, reff: float) -> bool:
+        """Takes the smallest rate that anybody learned in this epoch; True if that is news."""
+        if not reff or (register.reff and reff >= register.reff):
+            return False
+        register.reff = reff
+        self._digest = None
+        return True
 
     def _make_room(self) -> None:
         oldest = min(self._registers.items(), key=_by_change)[0]
@@ -343,7 +380,7 @@ class Breakers:
                 remaining_ms,
                 origin,
                 number,
-                min(REFF_1000_MAX, int(register.reff * 1000 + 0.5)),
+                _reff_1000(register.reff),
             )
         )
 
@@ -353,6 +390,10 @@ def _check_event(scope: bytes, epoch: int, cause: int) -> None:
         raise ValueError(f"scope: 1 to {SCOPE_BYTES_MAX} bytes, not {len(scope)}")
     if not 0 <= epoch <= U32 or not 0 <= cause <= U16:
         raise ValueError(f"epoch {epoch} or cause {cause} is out of range")
+
+
+def _reff_1000(reff: float) -> int:
+    return min(REFF_1000_MAX, int(reff * 1000 + 0.5))
 
 
 def _remaining_ms(until_ns: int, now_ns: int) -> int:

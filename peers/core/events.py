@@ -15,10 +15,12 @@ __all__ = [
     "Event",
     "MemberJoined",
     "MemberLeft",
+    "MemberRefused",
     "MemberSuspected",
     "NameConflict",
     "RowChanged",
     "TrialClaimed",
+    "TripMajority",
 ]
 
 Address = tuple[str, int]
@@ -83,11 +85,28 @@ class BreakerClosed(NamedTuple):
 
 
 class TrialClaimed(NamedTuple):
-    """A peer sends the one trial of this epoch; until then nobody else should."""
+    """A peer sends the one trial of this epoch; until then nobody else should. A time that is
+    not in the future: it gave the trial back, or is gone."""
 
     scope: bytes
     epoch: int
     until_ns: int
+
+
+class TripMajority(NamedTuple):
+    """This node has tripped for this scope (`Node.trip`), and with it more than half of the
+    members that use it: the breaker should open for all. Told again while it lasts."""
+
+    scope: bytes
+    tripped: int
+    wanting: int
+
+
+class MemberRefused(NamedTuple):
+    """A newcomer is not taken in: there are as many members as a full mesh bears."""
+
+    name: str
+    address: Address
 
 
 Event = (
@@ -99,4 +118,6 @@ Event = (
     | BreakerOpened
     | BreakerClosed
     | TrialClaimed
+    | TripMajority
+    | MemberRefused
 )

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from peers.core.config import MS, Config
 from peers.core.errors import Drop, DropError
-from peers.core.events import Address, Event, NameConflict
+from peers.core.events import Address, Event, MemberRefused, NameConflict
 from peers.core.members import Members, MemberState, Update
 from peers.core.outbox import Outbox
 from peers.core.sessions import Session, Sessions
@@ -156,6 +156,7 @@ class Handshake:
             self._same_name(head, source, now_ns)
         member = members.get(head.node)
         if member is None and members.full and not members.make_room():
+            self._refuse(name, (host, port))
             raise DropError(Drop.MEMBERS_FULL)
         if member is not None and member.live and member.address != (host, port):
             session = self._sessions.get(head.node)
@@ -189,6 +190,12 @@ class Handshake:
         if (name, address) not in self._conflicts and len(self._conflicts) < 64:
             self._conflicts.add((name, address))
             self._events.append(NameConflict(name, address, refused))
+
+    def _refuse(self, name: str, address: Address) -> None:
+        # Told once for each address; whoever keeps asking is counted as a drop.
+        if (name, address) not in self._conflicts and len(self._conflicts) < 64:
+            self._conflicts.add((name, address))
+            self._events.append(MemberRefused(name, address))
 
     # -- members held for dead
 

@@ -18,6 +18,7 @@ from peers.core.chance import Chance, sample
 from peers.core.config import SECOND, Config
 from peers.core.counters import MeshLimit, Rule, Surroundings
 from peers.core.delay import DelayMeter
+from peers.core.demand import Demands
 from peers.core.desk import LeaseDesk
 from peers.core.errors import Drop, DropError
 from peers.core.events import Address, Event, RowChanged
@@ -51,6 +52,7 @@ from peers.core.wire import (
 __all__ = ["Node"]
 
 _RETUNE_NS = 1 * SECOND
+GROUP_BYTES = 8  # of a scope: what `scope_key` gives; what follows tells credentials apart
 
 
 class Node:
@@ -91,8 +93,16 @@ class Node:
             config, self._members, self._sessions, self._outbox, self._events
         )
         self._prober = Prober(config, self._members, self._delay, self._outbox, chance, now_ns)
+        self._demands = Demands(self._members, self._outbox, self._events, now_ns)
         self._breakers = Breakers(
-            config, self._members, self._outbox, chance, self._events, boot_ms, now_ns
+            config,
+            self._members,
+            self._outbox,
+            self._demands,
+            chance,
+            self._events,
+            boot_ms,
+            now_ns,
         )
         self._snapshots = Snapshots(self._members, self._counters, self._seal, chance)
         self._version = 0
@@ -112,6 +122,7 @@ class Node:
             self._counters,
             self._breakers,
             self._desk,
+            self._demands,
             self._outbox,
         )
         self.set_join_addresses(
@@ -154,6 +165,7 @@ class Node:
         if now_ns >= self._retune_ns:
             self._retune_ns = now_ns + _RETUNE_NS
             self._retune()
+        self._demands.tick(now_ns)
         self._breakers.tick(now_ns)
         self._counters.tick(now_ns)
         self._desk.tick(now_ns)
@@ -167,6 +179,7 @@ class Node:
             self._sync_ns,
             self._retune_ns,
             self._prober.next_wake_ns(),
+            self._demands.next_wake_ns(),
             self._breakers.next_wake_ns(),
             self._counters.next_wake_ns(self._now_ns),
             self._desk.next_wake_ns(self._now_ns),
@@ -385,9 +398,26 @@ class Node:
 
     def trial_at_ns(self, scope: bytes, epoch: int, until_ns: int, now_ns: int) -> int:
         """When this node may send the trial, unless it hears of a claim before: after the pause,
-        in rendezvous order of the live members. A claim that is known postpones it."""
+        in rendezvous order of the members that noted demand for the scope (its first 8 bytes)
+        lately. A claim that is known postpones it. To be asked again when the time is near."""
         delay_ns = self._surroundings.delay_ns
-        return self._breakers.trial_at_ns(scope, epoch, until_ns, delay_ns)
+        group = scope[:GROUP_BYTES]
+        return self._breakers.trial_at_ns(scope, group, epoch, until_ns, delay_ns, now_ns)
+
+    def release_trial(self, scope: bytes, epoch: int, now_ns: int) -> None:
+        """The trial that this node claimed will have no outcome: another member may send one."""
+        self._breakers.release(scope, epoch, now_ns)
+        self._wake()
+
+    def note_demand(self, scope: bytes, now_ns: int) -> None:
+        """Requests for this scope (8 bytes) came since the last call, a second ago or so."""
+        self._demands.note(scope, now_ns)
+
+    def trip(self, scope: bytes, tripped: bool, now_ns: int) -> None:
+        """This node finds what is behind the scope (8 bytes) failing, or well again. TripMajority
+        tells when it is one of a majority of those with demand."""
+        self._demands.trip(scope, tripped, now_ns)
+        self._wake()
 
     def breaker_state(self, scope: bytes) -> tuple[int, bool, int, float] | None:
         """(epoch, open, until_ns, reff) as the mesh knows it, or None."""
@@ -467,6 +497,8 @@ class Node:
         for member in self._members.take_departed():
             self._counters.member_gone(member.node, member.left)
             self._desk.member_gone(member.node, self._now_ns)
+            self._demands.member_gone(member.node, self._now_ns)
+            self._breakers.member_gone(member.node, self._now_ns)
         self._retune()
         self._desk.members_changed(self._now_ns)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from peers.core.breakers import Breakers
 from peers.core.config import is_loopback
+from peers.core.demand import Demands
 from peers.core.desk import LeaseDesk
 from peers.core.errors import Drop, DropError
 from peers.core.events import Address
@@ -56,6 +57,7 @@ class Receiver:
         counters: Counters,
         breakers: Breakers,
         desk: LeaseDesk,
+        demands: Demands,
         outbox: Outbox,
     ) -> None:
         self._label = label
@@ -67,6 +69,7 @@ class Receiver:
         self._counters = counters
         self._breakers = breakers
         self._desk = desk
+        self._demands = demands
         self._outbox = outbox
         self._loopback: dict[str, bool] = {}
         self._handlers: dict[int, _Handler] = {
@@ -88,6 +91,7 @@ class Receiver:
             Kind.LEASE_ASK: self._on_lease_ask,
             Kind.LEASE_GRANT: self._on_lease_grant,
             Kind.LEASE_VIEW: self._on_lease_view,
+            Kind.DEMANDS: self._on_demands,
         }
 
     def open(self, data: bytes, source: Address, bytes_max: int) -> tuple[Opened, Payload]:
@@ -188,3 +192,6 @@ class Receiver:
 
     def _on_lease_view(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._desk.view_heard(origin.node, origin.boot, frame[1], now_ns)
+
+    def _on_demands(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._demands.heard(origin.node, origin.boot, origin.seq, frame[1:], now_ns)

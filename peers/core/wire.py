@@ -89,6 +89,7 @@ class Kind(enum.IntEnum):
     LEASE_GRANT = 19  # [(key, gen, term, granted, level_16, rate_100)...]
     LEASE_VIEW = 20  # [view]
     ADVERTISED = 21  # [(key, left_16)...]
+    DEMANDS = 22  # [(scope, tripped)...]
 
 
 # The kinds whose items are entries of counters.
@@ -153,6 +154,7 @@ _SHAPES: dict[int, tuple[tuple[_Field, ...], tuple[_Field, ...] | None]] = {
     Kind.LEASE_ASK: ((), _ASK),
     Kind.LEASE_GRANT: ((), _GRANT),
     Kind.LEASE_VIEW: ((_U64,), None),
+    Kind.DEMANDS: ((), (_SCOPE, _BOOL)),
 }
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)

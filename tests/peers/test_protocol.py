@@ -59,8 +59,9 @@ def test_numbers_are_never_used_again() -> None:
         "CHALLENGE", "HELLO", "PING", "ACK", "PING_REQUEST", "NACK", "MEMBERS", "HEARTBEAT",
         "COUNTERS", "LIMITS", "BREAKERS", "BREAKER_PULL", "CLAIM", "SNAPSHOT_REQUEST",
         "SNAPSHOT_PART", "WINDOWS", "HELD", "LEASE_ASK", "LEASE_GRANT", "LEASE_VIEW", "ADVERTISED",
+        "DEMANDS",
     ]  # fmt: skip
-    assert list(Kind) == list(range(1, 22))
+    assert list(Kind) == list(range(1, 23))
 
 
 def test_states_reasons_and_limits_are_the_codes() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from peers.core.config import MS, SECOND
-from peers.core.events import BreakerClosed, BreakerOpened, Event, TrialClaimed
+from peers.core.events import BreakerClosed, BreakerOpened, Event, TrialClaimed, TripMajority
 from peers.simnet import Network, SimNode, Simulation
 
 Watch = Callable[[Simulation], Simulation]
@@ -145,6 +145,117 @@ def test_one_trial_per_pause(seed: int, loss: float, watched: Watch) -> None:
         bench.at(SECOND, turn, sim)
     bench.run_for(2 * SECOND)
     assert len(trials) == 1 if loss == 0.0 else 1 <= len(trials) <= 3, f"seed {seed}"
+
+
+def wants(bench: Simulation, *numbers: int) -> None:
+    """These nodes have requests for the scope from now on."""
+
+    def note(sim: SimNode) -> None:
+        if sim.node is not None:
+            sim.node.note_demand(SCOPE, bench.now_ns)
+        bench.at(SECOND // 2, note, sim)
+
+    for number in numbers:
+        note(bench.nodes[number])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_trial_is_for_members_that_have_requests(seed: int, watched: Watch) -> None:
+    bench = meshed(watched(Simulation(6, seed)))
+    wants(bench, 1, 4)
+    bench.run_for(3 * SECOND)
+    until_ns = bench.now_ns
+    turns = [
+        sim.up.trial_at_ns(SCOPE, seed, until_ns, bench.now_ns) - until_ns for sim in bench.nodes
+    ]
+    assert sorted(turns)[0] == 0
+    assert turns.index(0) in (1, 4)
+    assert {turns[1], turns[4]} == set(sorted(turns)[:2])
+    assert len(set(turns)) == 6
+
+
+@pytest.mark.parametrize("how", ["given back", "killed"])
+def test_a_claimed_trial_always_comes_back(how: str, watched: Watch) -> None:
+    """Its sender gives it up, or is gone: another may send one, long before the claim would end."""
+    bench = meshed(watched(Simulation(4, 3)))
+    claimer, other = bench.nodes[1], bench.nodes[2]
+    claim_ns = bench.now_ns
+    claimer.up.claim_trial(SCOPE, 1, claim_ns + 60 * SECOND, claim_ns)
+    bench.after_step(claimer)
+    bench.run_for(SECOND)
+    assert other.up.trial_at_ns(SCOPE, 1, claim_ns, bench.now_ns) > claim_ns + 60 * SECOND
+    begin_ns = bench.now_ns
+    if how == "killed":
+        bench.kill(1)
+    else:
+        claimer.up.release_trial(SCOPE, 1, begin_ns)
+        bench.after_step(claimer)
+    within_ns = 3 * SECOND if how == "killed" else 20 * MS
+    bench.run_until(lambda: len(events(other, TrialClaimed)) == 2, within_ns)
+    told = events(other, TrialClaimed)[-1][1]
+    assert isinstance(told, TrialClaimed)
+    assert told.until_ns <= bench.now_ns
+    assert other.up.trial_at_ns(SCOPE, 1, claim_ns, bench.now_ns) < bench.now_ns + SECOND
+
+
+def majorities(sim: SimNode) -> list[Event]:
+    return [event for _, event in events(sim, TripMajority)]
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_breaker_opens_for_all_when_most_that_use_it_have_tripped(
+    seed: int, loss: float, watched: Watch
+) -> None:
+    """Five of seven use it: two that trip are a bad network, three are a bad upstream."""
+    bench = meshed(watched(Simulation(7, seed, Network(loss=loss))))
+    wants(bench, 0, 1, 2, 3, 4)
+    bench.run_for(4 * SECOND)
+
+    def trip(number: int, tripped: bool) -> None:
+        bench.nodes[number].up.trip(SCOPE, tripped, bench.now_ns)
+        bench.after_step(bench.nodes[number])
+
+    trip(0, True)
+    trip(1, True)
+    bench.run_for(4 * SECOND)
+    assert not any(majorities(sim) for sim in bench.nodes), f"seed {seed}"
+    trip(1, False)
+    bench.run_for(2 * SECOND)
+    trip(2, True)
+    bench.run_for(3 * SECOND)
+    assert not any(majorities(sim) for sim in bench.nodes), f"seed {seed}"
+    trip(3, True)
+    within_ns = 10 * MS if loss == 0.0 else 4 * SECOND
+    bench.run_until(lambda: any(majorities(sim) for sim in bench.nodes), within_ns)
+    told = next(event for sim in bench.nodes for event in majorities(sim))
+    assert told == TripMajority(SCOPE, 3, 5)
+    assert not majorities(bench.nodes[6])
+
+
+def test_alone_or_the_only_user_is_a_majority(watched: Watch) -> None:
+    bench = meshed(watched(Simulation(3, 1)))
+    node = bench.nodes[0].up
+    node.note_demand(SCOPE, bench.now_ns)
+    node.trip(SCOPE, True, bench.now_ns)
+    bench.after_step(bench.nodes[0])
+    assert majorities(bench.nodes[0]) == [TripMajority(SCOPE, 1, 1)]
+
+
+def test_the_vote_of_a_member_that_died_is_void(watched: Watch) -> None:
+    bench = meshed(watched(Simulation(4, 2)))
+    wants(bench, 0, 1, 2)
+    bench.run_for(2 * SECOND)
+    bench.nodes[0].up.trip(SCOPE, True, bench.now_ns)
+    bench.after_step(bench.nodes[0])
+    bench.kill(0)
+    bench.run_for(4 * SECOND)
+    bench.nodes[1].up.trip(SCOPE, True, bench.now_ns)
+    bench.after_step(bench.nodes[1])
+    bench.run_for(SECOND)
+    assert not majorities(bench.nodes[1])
+    bench.kill(2)  # then one of one that is left has tripped
+    bench.run_until(lambda: bool(majorities(bench.nodes[1])), 6 * SECOND)
 
 
 def test_ranks_are_the_same_everywhere_and_differ_by_epoch() -> None:

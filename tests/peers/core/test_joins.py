@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from peers.core.breakers import Breakers
 from peers.core.config import MS, SECOND, Config
+from peers.core.demand import Demands
 from peers.core.events import BreakerClosed, BreakerOpened, Event, MemberJoined, MemberLeft
 from peers.core.members import Members, MemberState, Update
 from peers.core.outbox import Outbox
@@ -109,7 +110,8 @@ def breakers_after(
     events: list[Event] = []
     members, _ = members_after([])
     outbox = Outbox()
-    breakers = Breakers(CONFIG, members, outbox, random.Random(1), events, 1, NOW)
+    demands = Demands(members, outbox, events, NOW)
+    breakers = Breakers(CONFIG, members, outbox, demands, random.Random(1), events, 1, NOW)
     for epoch, state, seconds, origin in heard:
         remaining_ms = seconds * 1000 if state else 0
         number = epoch * 100 + state * 10 + seconds
@@ -152,13 +154,14 @@ def test_of_one_event_the_earliest_end_counts() -> None:
 def test_registers_are_bounded_and_forgotten() -> None:
     config = Config(name="me", cluster="c", bind=HERE, advertise=HERE, breakers_max=5)
     members, _ = members_after([])
-    breakers = Breakers(config, members, Outbox(), random.Random(1), [], 1, NOW)
+    demands = Demands(members, Outbox(), [], NOW)
+    breakers = Breakers(config, members, Outbox(), demands, random.Random(1), [], 1, NOW)
     for number in range(20):
         breakers.open(b"%d" % number, 1, NOW + SECOND, 1, 0.0, NOW + number)
     assert len(breakers) == 5
     assert breakers.state(b"19") is not None
     assert breakers.state(b"3") is None
-    empty = Breakers(config, members, Outbox(), random.Random(1), [], 1, NOW).digest(NOW)
+    empty = Breakers(config, members, Outbox(), demands, random.Random(1), [], 1, NOW).digest(NOW)
     assert breakers.digest(NOW) != empty
     breakers.tick(NOW + 301 * SECOND)  # half of the memory: no longer in the digest
     assert breakers.digest(NOW + 301 * SECOND) == empty
@@ -175,3 +178,18 @@ def test_of_two_rates_learned_in_one_epoch_the_smaller_counts() -> None:
     state = breakers.state(b"s")
     assert state is not None
     assert state[3] == 42.5
+
+
+def test_a_smaller_rate_is_news_even_where_the_pause_stays_as_it_is() -> None:
+    """Two members that throttle at once learn different rates, and a lost event is repaired."""
+    breakers, events, _ = breakers_after([])
+    other, _, _ = breakers_after([])
+    for book in (breakers, other):
+        book.events_heard([(b"s", 1, 1, 429, 5000, PEER, 1, 60_000)], NOW)
+    breakers.events_heard([(b"s", 1, 1, 429, 1000, b"node-two", 2, 42_500)], NOW)
+    last = events[-1]
+    assert isinstance(last, BreakerOpened)
+    assert (last.until_ns, last.reff) == (NOW + 5 * SECOND, 42.5)
+    assert breakers.digest(NOW) != other.digest(NOW)
+    other.events_heard([(b"s", 1, 1, 429, 5000, PEER, 1, 42_500)], NOW)
+    assert breakers.digest(NOW) == other.digest(NOW)

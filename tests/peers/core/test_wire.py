@@ -47,12 +47,13 @@ GOOD = [
     (Kind.WINDOWS,),
     (Kind.WINDOWS, WINDOW, WINDOW),
     (Kind.HELD, HELD),
+    (Kind.DEMANDS, (b"scope-01", 0), (b"scope-02", 1)),
     (Kind.ADVERTISED, (0xFFFFFFFFFFFFFFFF, 0), (1, 160)),
 ]
 
 ITEMS_ONLY = (
     Kind.COUNTERS, Kind.LIMITS, Kind.BREAKERS, Kind.MEMBERS, Kind.LEASE_ASK, Kind.LEASE_GRANT,
-    Kind.ADVERTISED, Kind.WINDOWS, Kind.HELD,
+    Kind.ADVERTISED, Kind.WINDOWS, Kind.HELD, Kind.DEMANDS,
 )  # fmt: skip
 
 
