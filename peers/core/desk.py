@@ -278,6 +278,13 @@ class LeaseDesk:
     def changed(self, row: ExactRow) -> None:
         self.rows_changed[row] = None
 
+    def advertise(self, row: ExactRow, left: float) -> None:
+        """The upstream told this node what is left: the key's owner hears it."""
+        if row.owner is not None:
+            item = pack((row.key64, min(U63, int(left * 16))))
+            self._send(row.owner.node, [item], Kind.ADVERTISED)
+            self.wake()
+
     def wake(self) -> None:
         if self.on_wake is not None:
             self.on_wake()
@@ -399,6 +406,14 @@ class LeaseDesk:
             row = self._rows.get(grant[0])
             if row is not None and row.version == self.version and row.owner == (node, boot):
                 row.heard(grant, now_ns)
+
+    def advertised_heard(self, items: Iterable[tuple[int, int]], now_ns: int) -> None:
+        """What an upstream told a member."""
+        for key, left_16 in items:
+            for limit in self._limits.values():
+                ledger = limit.ledgers.get(key)
+                if ledger is not None:
+                    ledger.lower(left_16 / 16, now_ns)
 
     def _alone_claims(self, ledger: Ledger, now_ns: int) -> bool:
         """Whether nothing is to be shared out: one member claims, or there is enough for all."""

@@ -194,6 +194,31 @@ class ExactRow:
             self.ledger.fill(now_ns)
         self._alone_level = max(self._alone_level, self.limit.alone_burst)
 
+    def clear(self, now_ns: int) -> None:
+        """The operator forgives: the bucket is empty. Where another node owns the key it has to be
+        said there."""
+        if self.version != self.limit.version:
+            self._look_up_slow(now_ns)
+        if self.ledger is not None:
+            self.ledger.clear(now_ns)
+
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        """Takes over what the upstream says is left, if it is less than the bucket says; says
+        whether. What it says is as of `sent_ns` and has drained since. Another owner is told what
+        is left, never what is missing: it may hear the same from all members."""
+        if self.version != self.limit.version:
+            self._look_up_slow(now_ns)
+        limit = self.limit
+        left = max(0, remaining) + max(0, now_ns - sent_ns) * limit.rate
+        if self.ledger is not None:
+            return self.ledger.lower(left, now_ns)
+        if self._level < 0.0 or limit.burst - left < self.level(now_ns) + 1.0:
+            return False
+        self._level = limit.burst - left
+        self._level_ns = now_ns
+        limit.desk.advertise(self, left)
+        return True
+
     def level(self, now_ns: int) -> float:
         """Tokens committed in the whole mesh, as far as this node knows."""
         limit = self.limit

@@ -163,6 +163,22 @@ class Ledger:
         self.drain(now_ns)
         self._level = max(self._level, self.limit.burst - self.reserved)
 
+    def clear(self, now_ns: int) -> None:
+        """The operator forgives: nothing is spent. What members hold stays reserved."""
+        self.drain(now_ns)
+        self._level = 0.0
+
+    def lower(self, left: float, now_ns: int) -> bool:
+        """Leaves at most `left` of the burst, if that is a token less than now; says whether. The
+        greater of two levels counts, so hearing the same from several members is hearing it once.
+        """
+        level = self.limit.burst - self.reserved - left
+        self.drain(now_ns)
+        if level < self._level + 1.0 - _ROUNDING:
+            return False
+        self._level = level
+        return True
+
     def empty(self) -> None:
         """It was presumed full; now it is known that nobody spent anything before."""
         self._level = float(self._spent)

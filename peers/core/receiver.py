@@ -173,6 +173,7 @@ class Receiver:
 
     def _on_advertised(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._counters.advertised_heard(frame[1:], now_ns)
+        self._desk.advertised_heard(frame[1:], now_ns)
 
     def _on_breakers(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._breakers.events_heard(frame[1:], now_ns)

@@ -295,3 +295,22 @@ def owner_of_key(bench: Simulation, clients: list[ExactClient]) -> int:
     for client in clients:
         client.row.ask(1, bench.now_ns)  # finds the owner; nobody takes anything
     return owner_of(bench, clients)
+
+
+def test_what_an_upstream_tells_a_member_reaches_the_owner(watched: Watch) -> None:
+    bench = meshed(watched(Simulation(3, 2)))
+    clients, _ = loaded(bench, 1, 9, 0.0)
+    bench.run_for(9 * SECOND)
+    owner = clients[owner_of_key(bench, clients)]
+    other = next(client for client in clients if client is not owner)
+    bench.after_step(other.sim)
+    bench.run_for(10 * MS)  # it has been told how full the bucket is
+    assert not other.row.learn(9, bench.now_ns, bench.now_ns)
+    assert other.row.learn(2, bench.now_ns, bench.now_ns)
+    bench.after_step(other.sim)
+    bench.run_for(10 * MS)
+    assert 6.9 <= owner.row.level(bench.now_ns) <= 7.1
+    assert not owner.row.learn(2, bench.now_ns, bench.now_ns)
+    assert owner.row.learn(1, bench.now_ns, bench.now_ns)
+    owner.row.clear(bench.now_ns)
+    assert owner.row.level(bench.now_ns) < 2

@@ -92,6 +92,18 @@ def test_more_spent_than_granted_is_debt() -> None:
     assert int(book.free(NOW_NS + 2 * SECOND)) == 5
 
 
+def test_what_the_upstream_says_is_left_counts_once() -> None:
+    book = ledger()
+    book.hear(A, 1, 1, ask(3), NOW_NS)
+    book.serve(NOW_NS)
+    assert not book.lower(7.0, NOW_NS)  # that is what it thinks itself
+    assert book.lower(2.0, NOW_NS)
+    assert not book.lower(2.0, NOW_NS)
+    assert int(book.free(NOW_NS)) == 2
+    book.clear(NOW_NS)
+    assert int(book.free(NOW_NS)) == 7  # three are still with the member
+
+
 def test_the_numbers_of_an_earlier_term_say_nothing() -> None:
     book = ledger()
     account = book.hear(A, 1, 1, ask(2, spent=9, returned=9, term=TERM - 1), NOW_NS)
