@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from gateway.breaker.states import BreakerState, Cause, Change
+from gateway.breaker.states import LOCAL, BreakerState, Cause, Change
 from gateway.clock import SECOND, monotonic_ns, wall_ns
 from gateway.limits.peaks import ROWS_MAX, LimitPeaks
 from gateway.limits.settled import unwrapped
@@ -23,10 +23,12 @@ from peers.core.events import (
     Event,
     MemberJoined,
     MemberLeft,
+    MemberRefused,
     MemberSuspected,
     NameConflict,
     RowChanged,
     TrialClaimed,
+    TripMajority,
 )
 from peers.core.exact import ExactLimit
 from peers.core.table import SharedTable
@@ -105,6 +107,12 @@ class NoMesh:
     ) -> None:
         """Nobody else could send it."""
 
+    def trial_returned(self, upstream: Upstream, scope: bytes, epoch: int, now_ns: int) -> None:
+        """Nobody else waits for it."""
+
+    def tripped(self, upstream: Upstream, tripped: bool, now_ns: int) -> None:
+        """A node alone has no votes to count: its breakers open at once."""
+
     def others_per_s(self, upstream: Upstream) -> float:
         return 0.0
 
@@ -127,6 +135,7 @@ class MeshAdapter:
         self._worker = worker
         self._log = log
         self._scopes: dict[str, bytes] = {}
+        self._requests: dict[str, int] = {}  # by upstream, as of the last look
         self._peaks: dict[str, LimitPeaks] = {}
 
     # The registry's side.
@@ -178,6 +187,7 @@ class MeshAdapter:
 
     def tick(self, now_ns: int) -> None:
         """A few times a second: watches how full the windows of the shared limits are."""
+        self._look_at_upstreams(now_ns)
         for limit in self.node.limits():
             if not limit.drains:
                 continue  # rate * w + burst is not what a window or slots promise
@@ -208,6 +218,14 @@ class MeshAdapter:
     ) -> None:
         """This node sends the one trial; the others wait for what comes of it."""
         self.node.claim_trial(self._scope(upstream.name) + scope, epoch, until_ns, now_ns)
+
+    def trial_returned(self, upstream: Upstream, scope: bytes, epoch: int, now_ns: int) -> None:
+        """The trial said nothing: another node may send one at once."""
+        self.node.release_trial(self._scope(upstream.name) + scope, epoch, now_ns)
+
+    def tripped(self, upstream: Upstream, tripped: bool, now_ns: int) -> None:
+        """What this node finds; the mesh decides by majority whether all should stop."""
+        self.node.trip(self._scope(upstream.name), tripped, now_ns)
 
     def others_per_s(self, upstream: Upstream) -> float:
         """What peers tell of their admissions; the fullest limit is the one that sees them all."""
@@ -250,10 +268,12 @@ class MeshAdapter:
                     event.reff, now_ns,
                 )  # fmt: skip
             elif isinstance(event, TrialClaimed):
+                self._claimed(event, now_ns)
+            elif isinstance(event, TripMajority):
                 upstream = self._upstream(event.scope)
                 if upstream is not None:
-                    scope = event.scope[SCOPE_BYTES:]
-                    upstream.breakers.claimed(scope, event.epoch, event.until_ns)
+                    changes = upstream.breakers.spread(now_ns)
+                    pauses.report(self._worker, upstream, changes, now_ns)
             else:
                 self._member_event(event)
 
@@ -272,6 +292,36 @@ class MeshAdapter:
             change = Change(scope[SCOPE_BYTES:], epoch, state, cause, until_ns, reff or None)
             pauses.adopt(self._worker, upstream, change, now_ns)
 
+    def _claimed(self, event: TrialClaimed, now_ns: int) -> None:
+        """Another node sends the trial, or gave it back: this node's turn is behind it."""
+        upstream = self._upstream(event.scope)
+        breaker = upstream.breakers.get(event.scope[SCOPE_BYTES:]) if upstream else None
+        if breaker is not None:
+            turn_ns = self.node.trial_at_ns(event.scope, event.epoch, event.until_ns, now_ns)
+            breaker.claimed(event.epoch, turn_ns)
+            self._worker.waitroom.poke(breaker)
+
+    def _look_at_upstreams(self, now_ns: int) -> None:
+        """Tells who is in use here. Where a pause ends soon the turn for its trial is found anew:
+        it goes by who has requests then, not by who had when it began."""
+        for name, upstream in self._worker.runtime.upstreams.items():
+            requests = upstream.counts.requests
+            if requests != self._requests.get(name, 0):
+                self._requests[name] = requests
+                self.node.note_demand(self._scope(name), now_ns)
+            if not upstream.breakers.active:
+                continue
+            for breaker in upstream.breakers.open_ones():
+                ends_ns = breaker.until_ns - now_ns
+                if breaker.scope == LOCAL or breaker.state is not BreakerState.OPEN:
+                    continue
+                if 0 < ends_ns < SECOND:
+                    scope = self._scope(name) + breaker.scope
+                    turn_ns = self.node.trial_at_ns(scope, breaker.epoch, breaker.until_ns, now_ns)
+                    if turn_ns != breaker.trial_at_ns:
+                        breaker.trial_at_ns = turn_ns
+                        self._worker.waitroom.poke(breaker)
+
     def _member_event(self, event: Event) -> None:
         if isinstance(event, MemberJoined):
             self._log("member joined", member=event.name, address=_shown(event.address))
@@ -279,6 +329,14 @@ class MeshAdapter:
             self._log("member suspected", member=event.name, address=_shown(event.address))
         elif isinstance(event, MemberLeft):
             self._log("member gone" if event.crashed else "member left", member=event.name)
+        elif isinstance(event, MemberRefused):
+            # The newcomer keeps asking; what it is told is that it is no member.
+            self._log(
+                "member refused: the mesh is full",
+                member=event.name,
+                address=_shown(event.address),
+                members_max=self.node.config.members_max,
+            )
         elif isinstance(event, NameConflict):
             self._log("name taken", member=event.name, address=_shown(event.address))
             if event.refused:

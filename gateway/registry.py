@@ -86,6 +86,7 @@ class Registry:
 
     def __init__(self, mesh: MeshLimits) -> None:
         self._mesh = mesh
+        self.alone = mesh.alone
         self._limits: dict[str, Limit] = {}
         self._lessons: dict[str, Lesson] = {}
         self._split: dict[str, Gcra | Window | Inflight] = {}

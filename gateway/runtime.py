@@ -166,7 +166,8 @@ class Assembly:
         upstream.tunnels = registry.pool(
             (*way, "tunnel"), lambda: self._pool(conf, dial_plan, tunnel=True)
         )
-        upstream.breakers = self._breakers(conf, registry.breakers.get(name))
+        by_majority = not registry.alone
+        upstream.breakers = self._breakers(conf, registry.breakers.get(name), by_majority)
         registry.breakers[name] = upstream.breakers
         upstream.counts = registry.counts.setdefault(name, UpstreamCounts())
         if conf.limit and not conf.tunnel:
@@ -207,7 +208,7 @@ class Assembly:
         )
         upstream.pool = self._pool(target, dial_plan)
         upstream.tunnels = self._pool(target, dial_plan, tunnel=True)
-        upstream.breakers = self._breakers(target, None)
+        upstream.breakers = self._breakers(target, None, by_majority=False)
         upstream.counts = self.registry.counts.setdefault(FORWARD, UpstreamCounts())
         return upstream
 
@@ -277,7 +278,9 @@ class Assembly:
         }
         return Lessons(lessons, each=conf.provider.preempt, glances=_profile(conf).recognises)
 
-    def _breakers(self, conf: UpstreamConf, table: BreakerTable | None) -> BreakerTable:
+    def _breakers(
+        self, conf: UpstreamConf, table: BreakerTable | None, by_majority: bool
+    ) -> BreakerTable:
         figures = conf.breaker
         policy = BreakerPolicy(
             open_ns=figures.open,
@@ -297,7 +300,7 @@ class Assembly:
         full_per_s = max(rates, default=0.0)
         now_ns = self._worker.now_ns()
         if table is None:
-            return BreakerTable(policy, now_ns, full_per_s)
+            return BreakerTable(policy, now_ns, full_per_s, by_majority=by_majority)
         table.configure(policy, full_per_s, now_ns)
         return table
 

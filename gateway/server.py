@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from gateway.accesslog import AccessLog
-from gateway.breaker.states import BreakerState, Cause, Change
+from gateway.breaker.states import LOCAL, BreakerState, Cause, Change
 from gateway.build import build_kind
 from gateway.clock import MS, monotonic_ns, wall_ns
 from gateway.conf.changes import cannot_change, diff
@@ -311,6 +311,8 @@ class Server:
     def _log_change(self, upstream: str, change: Change) -> None:
         """A breaker opened or closed, here or at a peer that told us."""
         scope = "credential" if change.scope else "upstream"
+        if change.scope == LOCAL:
+            scope = "node"  # not yet a majority of the mesh
         if change.state is BreakerState.CLOSED:
             self.log.info("breaker closed", upstream=upstream, scope=scope, epoch=change.epoch)
             return

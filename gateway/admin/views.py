@@ -133,7 +133,7 @@ def _upstream(
             "dialling": pool.dialling_count,
             "in_use": upstream.slots.used,
         },
-        "breaker": _breaker(breakers.own, now_ns),
+        "breaker": _breaker(breakers.shown, now_ns),
         "credential_breakers": [
             {"credential": key.hex()[:8], **_breaker(breaker, now_ns)}
             for key, breaker in islice(breakers.credentials(), CREDENTIALS_SHOWN_MAX)

@@ -51,6 +51,7 @@ class Breaker:
     """
 
     __slots__ = (
+        "_claim_ns",
         "_failed_trials",
         "_lease_ns",
         "_told_ns",
@@ -80,13 +81,15 @@ class Breaker:
         self.cause = Cause.THROTTLE
         self.until_ns = 0
         self.trial_at_ns = 0
+        self._lease_ns = self._claim_ns = 0
         self.opened_ns = 0  # when the last episode began here, and
         self.closed_ns = 0  # when one last ended; 0: never
         self.waiting: Any = None
         self.forced: BreakerState | None = None
         self.meter = Meter(policy.window_ns, now_ns)
         self._failed_trials = 0
-        self._lease_ns = 0  # until when no other trial may go
+        self._lease_ns = 0  # until when no other trial may go than the one of this node
+        self._claim_ns = 0  # the same for that of another node
         self._told_ns = 0  # the until that peers were last told
 
     def configure(self, policy: BreakerPolicy, now_ns: int) -> None:
@@ -102,7 +105,7 @@ class Breaker:
             return GO if self.forced is _C else self.policy.open_ns
         if self.state is _C:
             return GO
-        at_ns = self.trial_at_ns if self.state is _O else self._lease_ns
+        at_ns = self.trial_at_ns if self.state is _O else max(self._lease_ns, self._claim_ns)
         return at_ns - now_ns if now_ns < at_ns else TRIAL
 
     def begin_trial(self, now_ns: int, lease_ns: int) -> int:
@@ -115,10 +118,10 @@ class Breaker:
         return self.epoch
 
     def claimed(self, epoch: int, until_ns: int) -> None:
-        """Another node sends this episode's trial; its claim holds until then."""
+        """Another node sends this episode's trial, and it is this node's turn then; a time that
+        has passed: the other one gave it back."""
         if epoch == self.epoch and self._enter(Input.CLAIM) is Action.LEASE:
-            limit_ns = self.until_ns + self.policy.pause_max_ns
-            self._lease_ns = max(self._lease_ns, min(until_ns, limit_ns))
+            self._claim_ns = min(until_ns, self.until_ns + self.policy.pause_max_ns)
 
     def end_trial(
         self,
@@ -219,6 +222,12 @@ class Breaker:
         else:
             self._close(now_ns)
         return self._change()
+
+    def spread(self, until_ns: int, now_ns: int) -> Change | None:
+        """Most members find the upstream failing: open for all, until then."""
+        if self._enter(Input.TRIP) is not Action.PAUSE:
+            return None
+        return self._open(Cause.FAILURE, max(0, until_ns - now_ns), now_ns)
 
     def resume(self, now_ns: int) -> Change | None:
         """The operator ends the pause; returns what to broadcast, None where there was none."""

@@ -10,11 +10,15 @@ from __future__ import annotations
 import enum
 from typing import Final, NamedTuple
 
-__all__ = ["GO", "TRANSITIONS", "TRIAL", "Action", "BreakerPolicy", "BreakerState"]
+__all__ = ["GO", "LOCAL", "TRANSITIONS", "TRIAL", "Action", "BreakerPolicy", "BreakerState"]
 __all__ += ["Cause", "Change", "Input"]
 
 GO: Final = 0
 TRIAL: Final = -2
+
+# The scope of what only this node has found: an upstream that fails for it, while the mesh has not
+# been asked. No credential's hash is of this length.
+LOCAL = b"node"
 
 _SECOND_NS = 1_000_000_000
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from gateway.breaker.breaker import Breaker
 from gateway.breaker.outcome import Outcome
 from gateway.breaker.ramp import Ramp
-from gateway.breaker.states import GO, TRIAL, BreakerPolicy, BreakerState, Cause, Change
+from gateway.breaker.states import GO, LOCAL, TRIAL, BreakerPolicy, BreakerState, Cause, Change
 
 __all__ = ["BreakerTable", "Trial"]
 
@@ -38,6 +38,9 @@ def _nobody_else() -> float:
 class BreakerTable:
     """All the breakers of one upstream: its `own` one and those of credentials.
 
+    With `by_majority` there is `local` too, which trips on this node's failures: they may be its
+    own network's, so the upstream's breaker opens, for all nodes, only when `spread` is called.
+
     `active` counts those that are not closed, or forced open.
 
     The methods that end a request return what the mesh is to hear. `trials` is what
@@ -53,6 +56,7 @@ class BreakerTable:
         "_plain_epochs",
         "active",
         "credentials_max",
+        "local",
         "own",
         "policy",
         "ramp",
@@ -64,11 +68,14 @@ class BreakerTable:
         now_ns: int,
         full_per_s: float = 0.0,
         credentials_max: int = 10_000,
+        *,
+        by_majority: bool = False,
     ) -> None:
         """`full_per_s`: see Ramp. Above `credentials_max` breakers the oldest one goes."""
         self.policy = policy
         self.credentials_max = credentials_max
         self.own = Breaker(policy, now_ns)
+        self.local = Breaker(policy, now_ns, LOCAL) if by_majority else None
         self.ramp = Ramp(full_per_s, policy.ramp_ns)
         self.active = 0
         self._open: set[Breaker] = set()
@@ -86,8 +93,10 @@ class BreakerTable:
             breaker.configure(policy, now_ns)
 
     def __iter__(self) -> Iterator[Breaker]:
-        """The upstream's own breaker, then the credentials', the oldest first."""
+        """The upstream's own breaker, this node's, then the credentials', the oldest first."""
         yield self.own
+        if self.local is not None:
+            yield self.local
         yield from self._by_credential.values()
 
     def credentials(self) -> Iterator[tuple[bytes, Breaker]]:
@@ -101,7 +110,22 @@ class BreakerTable:
 
     def get(self, scope: bytes) -> Breaker | None:
         """The breaker of a credential, or of the upstream for b""; None where none was needed."""
+        if scope == LOCAL:
+            return self.local
         return self._by_credential.get(scope) if scope else self.own
+
+    @property
+    def shown(self) -> Breaker:
+        """The one that says how the upstream is doing: its own, or this node's where only that
+        one is not closed."""
+        local = self.local
+        if local is None or local.state is BreakerState.CLOSED:
+            return self.own
+        return local if self.own.state is BreakerState.CLOSED else self.own
+
+    def open_ones(self) -> list[Breaker]:
+        """Those that are not closed, or forced open."""
+        return list(self._open)
 
     # Before a request.
 
@@ -109,20 +133,19 @@ class BreakerTable:
         """GO, TRIAL (go after `begin_trials`), or the nanoseconds until asking again can help."""
         if not self.active:
             return GO
-        upstream_ns = self.own.ask(now_ns)
-        breaker = self._by_credential.get(credential) if credential else None
-        if breaker is None:
-            return upstream_ns
-        own_ns = breaker.ask(now_ns)
-        longer_ns = max(upstream_ns, own_ns)
-        return longer_ns if longer_ns > GO else min(upstream_ns, own_ns)
+        waits = [breaker.ask(now_ns) for breaker in self._of(credential)]
+        longest_ns = max(waits)
+        return longest_ns if longest_ns > GO else min(waits)
 
     def blocking(self, credential: bytes | None, now_ns: int) -> Breaker | None:
         """The breaker that holds such a request up longest: where to wait, whose cause to tell."""
-        breaker = self._by_credential.get(credential) if credential else None
-        if breaker is None or breaker.ask(now_ns) <= self.own.ask(now_ns):
-            breaker = self.own
-        return breaker if breaker.ask(now_ns) > GO else None
+        longest_ns = GO
+        longest: Breaker | None = None
+        for breaker in self._of(credential):
+            wait_ns = breaker.ask(now_ns)
+            if wait_ns > longest_ns:
+                longest, longest_ns = breaker, wait_ns
+        return longest
 
     def epochs(self, credential: bytes | None) -> tuple[int, int]:
         """The stamp that a request takes along when it is sent."""
@@ -138,9 +161,10 @@ class BreakerTable:
 
         `lease_ns` is for how long no other may go: max(1 s, 2 x the p99 time to a response head).
         """
-        breaker = self._by_credential.get(credential) if credential else None
-        both = (self.own,) if breaker is None else (self.own, breaker)
-        return tuple([(b, b.begin_trial(now_ns, lease_ns)) for b in both if b.ask(now_ns) == TRIAL])
+        all_of_it = self._of(credential)
+        return tuple(
+            [(b, b.begin_trial(now_ns, lease_ns)) for b in all_of_it if b.ask(now_ns) == TRIAL]
+        )
 
     def abandon_trials(self, trials: Sequence[Trial], now_ns: int) -> None:
         """The trial will have no answer (its client left, no token came): another may go."""
@@ -156,6 +180,8 @@ class BreakerTable:
         if trials:
             return self._end_trials(trials, Outcome.SUCCESS, now_ns, 0.0)
         self.own.succeeded(epochs[0], now_ns)
+        if self.local is not None:
+            self.local.succeeded(self.local.epoch, now_ns)
         return _NOTHING
 
     def failed(
@@ -168,8 +194,26 @@ class BreakerTable:
         """The upstream did not do its work. `chance` in [0, 1) spreads the end of a pause."""
         if trials:
             return self._end_trials(trials, Outcome.FAILURE, now_ns, chance)
-        change = self.own.failed(epochs[0], now_ns, chance)
-        return (self._noted(self.own, change, now_ns),) if change else _NOTHING
+        local = self.local
+        if local is None:
+            change = self.own.failed(epochs[0], now_ns, chance)
+            return (self._noted(self.own, change, now_ns),) if change else _NOTHING
+        if self.own.state is not BreakerState.CLOSED or epochs[0] < self.own.closed_epoch:
+            return _NOTHING  # known already, or from before that was over
+        # No stamp of its own: what was sent before it closed counts anew, from a cleared meter.
+        change = local.failed(local.epoch, now_ns, chance)
+        return (self._noted(local, change, now_ns),) if change else _NOTHING
+
+    def spread(self, now_ns: int) -> Sequence[Change]:
+        """Most members that use the upstream find it failing: what this node has found is now
+        everybody's."""
+        local = self.local
+        if local is None or local.state is BreakerState.CLOSED:
+            return _NOTHING
+        change = self.own.spread(max(local.until_ns, now_ns), now_ns)
+        if change is None:
+            return _NOTHING
+        return [self._noted(self.own, change, now_ns), *self.absorb(now_ns)]
 
     def throttled(
         self,
@@ -235,7 +279,8 @@ class BreakerTable:
         """Ends the pause of a credential (b"": of the upstream) before its time."""
         breaker = self.get(scope)
         change = breaker.resume(now_ns) if breaker is not None else None
-        return (self._noted(breaker, change, now_ns),) if breaker and change else _NOTHING
+        changes = [self._noted(breaker, change, now_ns)] if breaker and change else []
+        return tuple(changes) if scope else (*changes, *self.absorb(now_ns))
 
     # From the mesh and the clock.
 
@@ -252,6 +297,16 @@ class BreakerTable:
         if change.reff_per_s is not None:
             self.ramp.adopt(change.reff_per_s, now_ns)
         return self._noted(breaker, merged, now_ns)
+
+    def absorb(self, now_ns: int) -> Sequence[Change]:
+        """The upstream's own breaker has opened on failures: what only this node found is in that.
+        Otherwise its vote would open it again when a peer's trial has closed it."""
+        local = self.local
+        change = local.resume(now_ns) if local is not None else None
+        if local is None or change is None:
+            return _NOTHING
+        self._book(local)
+        return (change,)
 
     def claimed(self, scope: bytes, epoch: int, until_ns: int) -> None:
         """Another node sends the trial of that scope and epoch; its claim holds until then."""
@@ -270,6 +325,15 @@ class BreakerTable:
             if not self._idle(breaker) or now_ns < breaker.closed_ns + _KEEP_NS:
                 return
             self._drop(breaker)
+
+    def _of(self, credential: bytes | None) -> tuple[Breaker, ...]:
+        """The breakers that such a request has to pass."""
+        breaker = self._by_credential.get(credential) if credential else None
+        if self.local is None:
+            return (self.own,) if breaker is None else (self.own, breaker)
+        if breaker is None:
+            return (self.own, self.local)
+        return (self.own, self.local, breaker)
 
     def _end_trials(
         self, trials: Sequence[Trial], outcome: Outcome, now_ns: int, chance: float

@@ -287,6 +287,7 @@ def answered(
             lessons.hear(exchange.keys, signal.advertised, exchange.connected_ns, now_ns)
         if signal.pauses:
             changes = _throttled_slow(exchange, signal, trials, now_ns)
+            pauses.return_trials(worker, upstream, trials, now_ns)
         elif signal.decision is Decision.NO_RETRY and trials:
             # It says nothing about what opened the breaker: another trial may go.
             changes = ()
@@ -531,5 +532,4 @@ def _refusal(exchange: Admittee, blocked: Blocked, wait_ns: int) -> GatewayError
 def _abandon(exchange: Admittee, trials: Sequence[Trial], now_ns: int) -> None:
     if trials:
         exchange.upstream.breakers.abandon_trials(trials, now_ns)
-        for breaker, _ in trials:
-            exchange.worker.waitroom.poke(breaker)
+        pauses.return_trials(exchange.worker, exchange.upstream, trials, now_ns)

@@ -263,6 +263,14 @@ class Mesh(Protocol):
         self, upstream: Upstream, scope: bytes, epoch: int, until_ns: int, now_ns: int
     ) -> None: ...
 
+    def trial_returned(self, upstream: Upstream, scope: bytes, epoch: int, now_ns: int) -> None:
+        """The trial that this node began has no outcome: another node may send one."""
+        ...
+
+    def tripped(self, upstream: Upstream, tripped: bool, now_ns: int) -> None:
+        """This node finds the upstream failing, or well again: its vote."""
+        ...
+
     def others_per_s(self, upstream: Upstream) -> float:
         """Tokens a second that the other nodes take from this upstream together."""
         ...

@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gateway.breaker.states import BreakerState, Change
+from gateway.breaker.states import LOCAL, BreakerState, Cause, Change
 
 if TYPE_CHECKING:
     from gateway.breaker.table import Trial
     from gateway.proxy.graph import Upstream, Worker
 
-__all__ = ["adopt", "begin_trials", "climb", "report"]
+__all__ = ["adopt", "begin_trials", "climb", "report", "return_trials"]
 
 
 def report(worker: Worker, upstream: Upstream, changes: Iterable[Change], now_ns: int) -> None:
     """This node's exchanges changed breakers: the mesh is told before anything else is done."""
     for change in changes:
-        worker.mesh.breaker_changed(upstream, change, now_ns)
+        if change.scope == LOCAL:
+            worker.mesh.tripped(upstream, change.state is not BreakerState.CLOSED, now_ns)
+        else:
+            worker.mesh.breaker_changed(upstream, change, now_ns)
         _settle(worker, upstream, change, now_ns)
 
 
@@ -30,6 +33,8 @@ def adopt(worker: Worker, upstream: Upstream, change: Change, now_ns: int) -> No
     merged = upstream.breakers.merge(change, now_ns)
     if merged is not None:
         _settle(worker, upstream, merged, now_ns)
+        if merged.state is BreakerState.OPEN and merged.cause is Cause.FAILURE:
+            report(worker, upstream, upstream.breakers.absorb(now_ns), now_ns)
 
 
 def begin_trials(
@@ -39,8 +44,21 @@ def begin_trials(
     trials = upstream.breakers.begin_trials(credential, now_ns, lease_ns)
     for breaker, epoch in trials:
         upstream.counts.trials += 1
-        worker.mesh.trial_begun(upstream, breaker.scope, epoch, now_ns + lease_ns, now_ns)
+        if breaker.scope != LOCAL:
+            worker.mesh.trial_begun(upstream, breaker.scope, epoch, now_ns + lease_ns, now_ns)
     return trials
+
+
+def return_trials(worker: Worker, upstream: Upstream, trials: Iterable[Trial], now_ns: int) -> None:
+    """Trials ended without an outcome for some of their breakers: those let another one go, here
+    or at another node, and who waits at them is looked at."""
+    for breaker, epoch in trials:
+        if breaker.epoch != epoch or breaker.state is not BreakerState.OPEN:
+            continue
+        if breaker.trial_at_ns <= now_ns:
+            if breaker.scope != LOCAL:
+                worker.mesh.trial_returned(upstream, breaker.scope, epoch, now_ns)
+            worker.waitroom.poke(breaker)
 
 
 def climb(upstream: Upstream, now_ns: int) -> None:
@@ -67,7 +85,11 @@ def _settle(worker: Worker, upstream: Upstream, change: Change, now_ns: int) -> 
     breaker = upstream.breakers.get(change.scope)
     if breaker is None:
         return
-    if change.state is BreakerState.CLOSED:
+    if change.scope == LOCAL:
+        if change.state is BreakerState.CLOSED and not upstream.breakers.active:
+            _fill(upstream, b"", now_ns)
+            climb(upstream, now_ns)
+    elif change.state is BreakerState.CLOSED:
         # What was held back must not come as one burst (MESH.md section 4).
         _fill(upstream, change.scope, now_ns)
         climb(upstream, now_ns)

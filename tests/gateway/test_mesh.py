@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from gateway.breaker.states import BreakerPolicy, BreakerState, Cause, Change
+from gateway.breaker.states import TRIAL, BreakerPolicy, BreakerState, Cause, Change
 from gateway.breaker.table import BreakerTable
 from gateway.clock import SECOND
 from gateway.conf.schema_upstream import LimitConf
 from gateway.limits.settled import Settled
 from gateway.mesh import SCOPE_BYTES, MeshAdapter, NoMesh
+from gateway.proxy import pauses
 from gateway.proxy.graph import UpstreamCounts
 from peers.core.counters import MeshLimit
 from peers.core.events import (
@@ -21,10 +22,12 @@ from peers.core.events import (
     BreakerOpened,
     MemberJoined,
     MemberLeft,
+    MemberRefused,
     MemberSuspected,
     NameConflict,
     RowChanged,
     TrialClaimed,
+    TripMajority,
 )
 from peers.core.exact import ExactLimit
 
@@ -55,6 +58,18 @@ class Node:
 
     def claim_trial(self, *what: Any) -> None:
         self.told.append(("claim", *what))
+
+    def release_trial(self, *what: Any) -> None:
+        self.told.append(("release", *what))
+
+    def trip(self, *what: Any) -> None:
+        self.told.append(("trip", *what))
+
+    def note_demand(self, *what: Any) -> None:
+        self.told.append(("demand", *what))
+
+    def limits(self) -> list[Any]:
+        return []
 
     def trial_at_ns(self, scope: bytes, epoch: int, until_ns: int, now_ns: int) -> int:
         return until_ns + 7
@@ -95,7 +110,7 @@ class Harness:
     def _upstream(self, name: str) -> Any:
         return SimpleNamespace(
             name=name,
-            breakers=BreakerTable(BreakerPolicy(), NOW_NS, 100.0),
+            breakers=BreakerTable(BreakerPolicy(), NOW_NS, 100.0, by_majority=True),
             limit_uses=(),
             counts=UpstreamCounts(),
         )
@@ -217,6 +232,116 @@ def test_scopes_and_the_hash_key_tell_nothing_and_differ(it: Harness) -> None:
     assert it.mesh.hash_key != it.node.scope_key(b"credentials")
 
 
+def failing(it: Harness) -> BreakerTable:
+    """The upstream fails for this node until its breaker trips."""
+    table = it.breakers()
+    for _ in range(20):
+        changes = table.failed((0, 0), NOW_NS, 0.0)
+    pauses.report(it.worker, it.upstreams["api"], changes, NOW_NS)
+    return table
+
+
+def test_a_failure_is_this_nodes_until_a_majority_has_found_it(it: Harness) -> None:
+    table = failing(it)
+    assert it.node.told == [("trip", it.scope("api"), True, NOW_NS)]
+    assert table.own.state is BreakerState.CLOSED
+    assert table.ask(None, NOW_NS) > 0  # this node sends nothing all the same
+    assert table.shown is table.local
+    it.node.told.clear()
+    it.mesh.events([TripMajority(it.scope("api"), 2, 3)])
+    until_ns = NOW_NS + 5 * SECOND
+    assert it.node.told == [
+        ("open", it.scope("api"), 0, until_ns, 1, NOW_NS, 0.0),
+        ("trip", it.scope("api"), False, NOW_NS),
+    ]
+    assert table.own.state is BreakerState.OPEN
+    assert table.own.cause is Cause.FAILURE
+    assert table.shown is table.own
+    it.node.told.clear()
+    it.mesh.events([TripMajority(it.scope("api"), 2, 3), TripMajority(b"?" * 8, 1, 1)])
+    assert it.node.told == []  # said again, and known
+
+
+def test_a_failure_of_the_others_takes_this_nodes_own_in(it: Harness) -> None:
+    table = failing(it)
+    it.node.told.clear()
+    it.mesh.events([opened(it.scope("api"), epoch=0, cause=1)])
+    assert it.node.told == [("trip", it.scope("api"), False, NOW_NS)]
+    assert table.own.state is BreakerState.OPEN
+    it.mesh.events([BreakerClosed(it.scope("api"), 1, 0.0)])
+    assert table.ask(None, NOW_NS) == 0
+    it.mesh.events([TripMajority(it.scope("api"), 2, 3)])  # late: there is nothing to spread
+    assert table.own.state is BreakerState.CLOSED
+
+
+def test_this_nodes_own_failure_ends_with_its_own_trial(it: Harness) -> None:
+    table = failing(it)
+    it.node.told.clear()
+    later_ns = NOW_NS + 6 * SECOND
+    assert table.ask(None, later_ns) == TRIAL
+    trials = pauses.begin_trials(it.worker, it.upstreams["api"], None, SECOND, later_ns)
+    assert it.node.told == []  # nobody else waits for it
+    changes = table.succeeded((0, 0), later_ns, trials)
+    pauses.report(it.worker, it.upstreams["api"], changes, later_ns)
+    assert it.node.told == [("trip", it.scope("api"), False, later_ns)]
+    assert table.ask(None, later_ns) == 0
+    assert table.own.epoch == 0
+
+
+def test_a_trial_without_an_outcome_is_given_back_to_all(it: Harness) -> None:
+    it.mesh.events([opened(it.scope("api"))])
+    table = it.breakers()
+    later_ns = table.own.trial_at_ns
+    api = it.upstreams["api"]
+    trials = pauses.begin_trials(it.worker, api, None, SECOND, later_ns)
+    assert it.node.told == [("claim", it.scope("api"), 1, later_ns + SECOND, later_ns)]
+    it.node.told.clear()
+    table.abandon_trials(trials, later_ns)
+    pauses.return_trials(it.worker, api, trials, later_ns)
+    assert it.node.told == [("release", it.scope("api"), 1, later_ns)]
+    assert it.poked[-1] is table.own
+    assert table.ask(None, later_ns) == TRIAL
+
+
+def test_a_claim_that_comes_back_lets_this_node_go(it: Harness) -> None:
+    it.mesh.events([opened(it.scope("api"))])
+    breaker = it.breakers().own
+    later_ns = breaker.until_ns + SECOND
+    it.mesh.events([TrialClaimed(it.scope("api"), 1, later_ns + 60 * SECOND)])
+    assert it.breakers().ask(None, later_ns) > 59 * SECOND
+    it.mesh.events([TrialClaimed(it.scope("api"), 1, later_ns)])
+    assert it.breakers().ask(None, later_ns) == 7  # behind the others, as the node says
+    assert it.poked[-1] is breaker
+
+
+def test_demand_is_told_where_requests_came_and_turns_are_found_anew(it: Harness) -> None:
+    it.mesh.tick(NOW_NS)
+    assert it.node.told == []
+    it.upstreams["api"].counts.requests += 3
+    it.mesh.tick(NOW_NS)
+    it.mesh.tick(NOW_NS)
+    assert it.node.told == [("demand", it.scope("api"), NOW_NS)]
+    it.mesh.events([opened(it.scope("api"))])
+    breaker = it.breakers().own
+    breaker.trial_at_ns = 0
+    it.mesh.tick(NOW_NS)
+    assert breaker.trial_at_ns == 0  # the end is far
+    it.mesh.tick(breaker.until_ns - SECOND // 2)
+    assert breaker.trial_at_ns == breaker.until_ns + 7
+    assert it.poked[-1] is breaker
+
+
+def test_a_full_mesh_says_whom_it_refused(it: Harness) -> None:
+    it.node.config.members_max = 32
+    it.mesh.events([MemberRefused("gw-33", ADDRESS)])
+    assert it.logged == [
+        (
+            "member refused: the mesh is full",
+            {"member": "gw-33", "address": "10.0.0.2:7946", "members_max": 32},
+        )
+    ]
+
+
 def mesh_limit(*rates: float) -> MeshLimit:
     """A limit whose only row knows peers that admit so many tokens a second."""
     limit = MeshLimit.__new__(MeshLimit)
@@ -261,6 +386,8 @@ def test_alone_nobody_is_told() -> None:
     alone.breaker_changed(upstream, change, 0)
     alone.trial_begun(upstream, b"", 1, 0, 0)
     alone.forget("id")
+    alone.tripped(upstream, True, 0)
+    alone.trial_returned(upstream, b"", 1, 0)
     assert alone.share() == (1, 0)
     assert alone.others_per_s(upstream) == 0.0
     assert alone.trial_at_ns(upstream, change, 0) == 77
