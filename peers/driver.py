@@ -128,8 +128,9 @@ class MeshDriver:
     # -- datagrams and time
 
     def datagram_received(self, data: bytes, source: Address) -> None:
-        self.node.receive_datagram(data, source, self._clock())
-        self._flush_soon()
+        # In a flood of garbage a flush for each datagram would cost ten times the datagram.
+        if self.node.receive_datagram(data, source, self._clock()):
+            self._flush_soon()
 
     def _flush_soon(self) -> None:
         if not self._flushing and self._loop is not None:

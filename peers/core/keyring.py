@@ -20,7 +20,17 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from peers.core.errors import Drop, DropError
 
-__all__ = ["ENVELOPE", "MAGIC", "SALT_BYTES", "VERSION", "Keyring", "Opened", "key_id"]
+__all__ = [
+    "ENVELOPE",
+    "MAGIC",
+    "SALT_AT",
+    "SALT_BYTES",
+    "SEQ_AT",
+    "VERSION",
+    "Keyring",
+    "Opened",
+    "key_id",
+]
 
 MAGIC = b"eg"
 VERSION = 1
@@ -29,6 +39,8 @@ SEAL_CHACHA20_POLY1305 = 1
 SALT_BYTES = 12
 # magic, version, seal, key id, salt, sequence number; all of it is authenticated.
 ENVELOPE = struct.Struct(">2sBB4s12sQ")
+SALT_AT = slice(8, 20)
+SEQ_AT = slice(20, 28)
 TAG_BYTES = 16
 # Derived keys kept: twice 32 members in their present and previous lives; a miss costs 3 us.
 _CIPHERS_MAX = 128

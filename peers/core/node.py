@@ -131,8 +131,11 @@ class Node:
 
     # -- datagrams and time
 
-    def receive_datagram(self, data: bytes, source: Address, now_ns: int) -> None:
-        """Takes a datagram in. Never raises; what is wrong with it is counted in `drops`."""
+    def receive_datagram(self, data: bytes, source: Address, now_ns: int) -> bool:
+        """Takes a datagram in. Never raises; what is wrong with it is counted in `drops`.
+
+        False: it was dropped without an answer, so that there is nothing to send or to hand on.
+        """
         self._now_ns = now_ns
         self.datagrams_received += 1
         self.bytes_received += len(data)
@@ -140,7 +143,9 @@ class Node:
             self._receiver.receive(data, source, now_ns)
         except DropError as error:
             self.drops[error.reason.value] += 1
+            return self._outbox.waiting
         self._after_work()
+        return True
 
     def tick(self, now_ns: int) -> None:
         """Does what is due. A call at or after `next_wake_ns` also measures the driver's lag."""

@@ -49,6 +49,11 @@ class ReplayWindow:
         self._seen |= bit
         return True
 
+    def has(self, seq: int) -> bool:
+        """Whether `take` would refuse it; changes nothing."""
+        ahead = seq - self._newest
+        return ahead <= 0 and (ahead <= -_WINDOW or bool(self._seen >> -ahead & 1))
+
 
 class Session:
     """One accepted life of a member; counts of what it sent are for the operator."""

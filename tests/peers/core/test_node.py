@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from peers.core import wire
 from peers.core.config import MS, SECOND, Config
 from peers.core.errors import Drop
 from peers.core.events import Address, RowChanged
+from peers.core.gossip import rule_name
 from peers.core.handshake import cluster_label, node_id
 from peers.core.keyring import SALT_BYTES, Keyring
 from peers.core.members import MemberState
@@ -63,7 +65,7 @@ class Speaker:
     """Somebody who has the key and says what he likes."""
 
     def __init__(self, name: str = "two", cluster: str = "c", boot: int = BOOT) -> None:
-        self.keyring = Keyring([KEY], b"s" * SALT_BYTES)
+        self.keyring = Keyring([KEY], boot.to_bytes(SALT_BYTES, "big"))  # a life's own
         self.node = node_id(cluster, name)
         self.name = name
         self.boot = boot
@@ -368,6 +370,22 @@ class TestSnapshot:
         assert dropped(two) == {"garbage": 1, "oversized": 1}
 
 
+def lease_frames(key: Any, u32: Any, u63: Any) -> list[Any]:
+    """What members say of leases, votes and advertisements, with numbers of every size."""
+    exact = st.sampled_from([rule_name("c", "e"), 1])
+    shapes = {
+        Kind.LEASE_ASK: st.tuples(key, exact, u32, u63, u63, u63, u32, u32),
+        Kind.LEASE_GRANT: st.tuples(key, u32, u63, u63, u63, u32),
+        Kind.DEMANDS: st.tuples(st.just(b"s"), st.integers(0, 1)),
+        Kind.ADVERTISED: st.tuples(key, u63),
+    }
+    lists = [
+        st.tuples(st.just(kind), st.lists(item)).map(lambda pair: (pair[0], *pair[1]))
+        for kind, item in shapes.items()
+    ]
+    return [*lists, st.tuples(st.just(Kind.LEASE_VIEW), key)]
+
+
 class TestHostileInput:
     @given(st.binary(max_size=1300))
     def test_no_bytes_raise(self, data: bytes) -> None:
@@ -398,8 +416,15 @@ class TestHostileInput:
             st.tuples(st.just(Kind.HEARTBEAT), u63),
             st.just((Kind.CHALLENGE, b"cookie!!", wire.U63, 0)),
             st.just((Kind.SNAPSHOT_PART, b"12345678", 1)),
+            *lease_frames(key, u32, u63),
         )
         node, speaker = make_node(), Speaker()
+        leased = [
+            node.exact_limit(
+                "e", name="e", rate_count=1, rate_period_ns=1, burst=wire.U32, now_ns=NOW
+            ).entry(bytes([number]), NOW)
+            for number in range(4)  # some of them are the other member's to keep
+        ]
         limit = node.limit("x", name="x", rate_count=1, rate_period_ns=1, burst=wire.U32)
         row = limit.entry(b"", NOW)
         key64 = row.key64
@@ -408,6 +433,9 @@ class TestHostileInput:
         for frame in data.draw(st.lists(frames, max_size=6)):
             if frame[0] == Kind.COUNTERS:
                 frame = (frame[0], *((key64, *item[1:]) for item in frame[1:]))
+            elif frame[0] in (Kind.LEASE_ASK, Kind.LEASE_GRANT, Kind.ADVERTISED):
+                name = data.draw(st.sampled_from([lease.key64 for lease in leased]))
+                frame = (frame[0], *((name, *item[1:]) for item in frame[1:]))
             said = speaker.say(frame)
             if len(said) > wire.DATAGRAM_BYTES_MAX:
                 continue
@@ -418,6 +446,10 @@ class TestHostileInput:
                 assert len(sent) <= wire.DATAGRAM_BYTES_MAX
                 wire.unpack(speaker.keyring.open(sent, True).payload)
             assert row.ask(1, now_ns) >= -1
+            for lease in leased:
+                if lease.ask(1, now_ns) == ROOM:
+                    lease.take(1, now_ns)
+                assert lease.level(now_ns) >= 0
             node.events_received()
             node.stats(now_ns)
         assert node.drops["garbage"] == 0
