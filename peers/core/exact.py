@@ -22,6 +22,10 @@ _TICK_NS = 25 * MS
 _TICKS_PER_TURN = 250  # rows at work per turn, some 2 us each
 _ASK_SPACING_NS = 2 * MS  # as flushes of mesh rows: 500/s of one key at the worst
 _EVICTION_TRIES = 64
+# Who waits for an answer looks again so soon at the latest: the answer wakes it anyway, and what is
+# said here must not be longer than a caller that holds a request for 100 ms can wait (the 99th
+# percentile of the delay is, on a machine that has just started under load).
+_LOOK_NS = 10 * MS
 # Without an answer a member asks again after three one-way delays and 10 ms for the owner's loop,
 # but not so often that the members of a dead owner flood it when it is back.
 _RETRY_MIN_NS = 20 * MS
@@ -175,7 +179,7 @@ class ExactLimit:
         self.alone_burst = max(1.0, self.burst / members)
         # A purse of 40 ms of demand, but nobody gets more than its part of the bucket.
         self.fair_share = max(1, effective.burst // members)
-        self.round_trip_ns = 2 * delay_ns + 2 * _ASK_SPACING_NS
+        self.round_trip_ns = min(_LOOK_NS, 2 * delay_ns + 2 * _ASK_SPACING_NS)
         self.retry_ns = max(_RETRY_MIN_NS, min(_RETRY_MAX_NS, 3 * delay_ns + _GRACE_NS))
         eighth_ns = int(effective.burst / (8 * rate))
         self.serve_ns = max(_SERVE_MIN_NS, min(_SERVE_MAX_NS, eighth_ns))

@@ -546,6 +546,7 @@ class Node:
             "awareness": self._prober.awareness,
             "delay_ns": self._surroundings.delay_ns,
             "lag_ns": self._delay.lag_ns,
+            "leases_held_back": self._desk.agreed_ns is None,  # new owners wait for all to agree
             "asks_sent": self._desk.asks_sent,
             "grants_sent": self._desk.grants_sent,
             "limits": {

@@ -51,6 +51,12 @@ def owner(nodes: list[NodeProcess]) -> NodeProcess:
 def test_no_node_refuses_while_its_token_is_on_the_way(mesh: MakeMesh, origin: Origin) -> None:
     """With no wait at all each node's first request goes through, and an overload is kept."""
     nodes = mesh(3, origin, UPSTREAM.format(wait="0s"))
+    # A new owner grants nothing until all have said that they see the same members.
+    until(
+        lambda: not any(process.document()["mesh"]["leases_held_back"] for process in nodes),
+        5.0,
+        "all agree on the owner",
+    )
     for number in range(3):
         with Load(addresses(nodes)[number : number + 1], 4) as load:
             load.go_on(0.5)
