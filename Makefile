@@ -5,7 +5,7 @@ COMPILED := .venv-compiled
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: env compiled demo test test-slow bench bench-memory lint lock clean
+.PHONY: env compiled demo test test-slow bench bench-gossip bench-memory lint lock clean
 
 env: $(STAMP)
 
@@ -49,6 +49,10 @@ bench: compiled
 # What egressd holds in memory, each figure beside its target; 20,000 open files must be allowed.
 bench-memory: env
 	PYTHONPATH=tests $(BIN)/python -m bench.memory $(ARGS)
+
+# What gossip costs a node of eight, with a thousand keys, beside its targets.
+bench-gossip: env
+	PYTHONPATH=tests $(BIN)/python -m bench.gossip $(ARGS)
 
 # Rewrites the lock from pyproject.toml for every platform that Python 3.11 and later runs on.
 lock: env

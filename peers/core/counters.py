@@ -88,7 +88,7 @@ class MeshLimit(SharedTable[MeshRow]):
         self.horizon_ns = self.cadence_ns * 11 // 10 + delay_ns  # [h]
         self.tight = effective.burst < 4 * members
         # When peers surely reserve for what we announced: a flush, its way, a millisecond to act.
-        self.flush_ns = 2 * delay_ns + config.flush_spacing_ns + 1_000_000
+        self.flush_ns = 2 * delay_ns + self.flush_spacing_ns + 1_000_000
         self.ripe_ns = self.flush_ns if self.tight else self.horizon_ns
         # Factors of MeshRow.hear: demand within a horizon for a hundredth of an arrival a second;
         # how much of a difference of levels news can explain; how fast the rest is made up.

@@ -220,10 +220,6 @@ class MeshRow(Row):
 
     # -- the mesh's side
 
-    def wake(self, now_ns: int) -> None:
-        """Has the limit tick this row from now on."""
-        self.limit.activate(self, now_ns)
-
     def left_by_now(self, left: float, elapsed_ns: int) -> float:
         """What is left of `left` and what drained since."""
         return left + elapsed_ns * self.limit.rate
@@ -250,6 +246,10 @@ class MeshRow(Row):
         self._told_ns = now_ns
         self._level = level
         return True
+
+    def wake(self, now_ns: int) -> None:
+        """Has the limit tick this row from now on."""
+        self.limit.activate(self, now_ns)
 
     def tick(self, now_ns: int) -> int:
         """Brings demand and silent peers up to date; returns what is Due.
@@ -353,10 +353,9 @@ class MeshRow(Row):
         """
         _, gen, total, delta, lam_100, waiting, level_16 = entry
         limit = self.limit
-        self._drain(now_ns)
         peer = self.peers.get(node)
         gain = 0.5
-        heard_ns = now_ns
+        counted = 0.0
         if peer is None:
             peer = self.peers[node] = PeerShare(boot, gen, now_ns)
             grown = delta
@@ -370,23 +369,36 @@ class MeshRow(Row):
             elif seq <= peer.seq:
                 return False
             grown = total - peer.count
-            heard_ns = peer.heard_ns
-            gain = min(0.5, (now_ns - heard_ns) * limit.gain_per_ns)
+            if self._told_more > 0.0 and peer.heard_ns < self._told_ns:
+                counted = self._counted(grown, peer.heard_ns, now_ns)
+            gain = (now_ns - peer.heard_ns) * limit.gain_per_ns
+            if gain > 0.5:
+                gain = 0.5
             peer.note_rate(grown, now_ns)
         peer.seq = seq
         peer.count = total
         peer.heard_ns = now_ns
         self._note_demand(peer, lam_100, waiting)
-        self._add(peer, grown, heard_ns, now_ns)
+        self._drain(now_ns)
         level = self._level
+        if grown > 0:
+            self.heard += grown
+        level += grown - counted
+        if peer.phantom or peer.excused:
+            level -= self._known_slow(peer, grown)
         # Levels that differ by more than news can explain creep towards each other.
-        unseen = self.own - (self._sent[0][1] if self._sent else 0)
+        sent = self._sent
+        unseen = self.own - (sent[0][1] if sent else 0)
         difference = level_16 / 16 - (level - unseen)
         if difference > limit.band:
             level += gain * (difference - limit.band)
         elif difference < -limit.band:
             level += gain * (difference + limit.band)
-        self._level = max(0.0, min(level, limit.level_max))
+        if level < 0.0:
+            level = 0.0
+        elif level > limit.level_max:
+            level = limit.level_max
+        self._level = level
         return True
 
     def _counted(self, grown: int, heard_ns: int, now_ns: int) -> float:
@@ -407,20 +419,16 @@ class MeshRow(Row):
             self.peers_sum = max(0.0, self.peers_sum + demand - peer.demand)
             peer.demand = demand
 
-    def _add(self, peer: PeerShare, grown: int, heard_ns: int, now_ns: int) -> None:
-        """Counts what a peer, last heard at `heard_ns`, admitted, less what its silence was
-        charged with and what the upstream told before."""
-        level = self._level + grown - peer.phantom
-        self.heard += max(0, grown)
-        if self._told_more > 0.0 and heard_ns < self._told_ns:
-            level -= self._counted(grown, heard_ns, now_ns)
+    def _known_slow(self, peer: PeerShare, grown: int) -> float:
+        """What of a peer's news is in the level already, charged for its silence, or excused."""
+        known = peer.phantom
+        peer.phantom = 0.0
         if peer.excused:
             peer.excused = False
             forgiven = min(float(grown), self._excused)
             self._excused -= forgiven
-            level -= forgiven
-        peer.phantom = 0.0
-        self._level = max(0.0, min(level, self.limit.level_max))
+            known += forgiven
+        return known
 
     def forget_peer(self, node: bytes) -> None:
         """The peer said good-bye: it wants nothing and spends nothing any more."""
@@ -461,8 +469,10 @@ class MeshRow(Row):
         return max(lam_100 * self.limit.demand_per_lam, float(self.queued))
 
     def _drain(self, now_ns: int) -> None:
-        if now_ns > self._level_ns:
-            self._level = self.level(now_ns)
+        elapsed_ns = now_ns - self._level_ns
+        if elapsed_ns > 0:
+            level = self._level - elapsed_ns * self.limit.rate
+            self._level = level if level > 0.0 else 0.0
             self._level_ns = now_ns
 
     def _charge_silent_slow(self, elapsed_ns: int, now_ns: int) -> None:

@@ -84,6 +84,31 @@ class WindowRow(MeshRow):
         if self.limit.members > 1 and self.fresh >= self.limit.flush_tokens:
             self.limit.urge(self)
 
+    def clear(self, now_ns: int) -> None:
+        """The operator forgives: nothing was used on this member, and the window goes on."""
+        if now_ns >= self.end_ns:
+            self._close_slow(now_ns)
+        self._level = 0.0
+        self._presumed = False
+
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        """Takes over what the upstream says is left, if it is less than ours; says whether. What
+        was sent before the present window says nothing about it."""
+        if now_ns >= self.end_ns:
+            self._close_slow(now_ns)
+        if self.end_ns != _UNOPENED and sent_ns < self.end_ns - self.limit.period_ns:
+            return False
+        return super().learn(remaining, sent_ns, now_ns)
+
+    def lower(self, left: float, now_ns: int) -> bool:
+        """Leaves at most `left` of the present window's quota. News of use opens one where
+        none is."""
+        if now_ns >= self.end_ns:
+            self._close_slow(now_ns)
+        if self.end_ns == _UNOPENED and left + 1.0 <= self.limit.effective.burst:
+            self._open(now_ns + self.limit.period_ns, now_ns)
+        return super().lower(left, now_ns)
+
     def level(self, now_ns: int) -> float:
         """Tokens used in the window of `now_ns`; changes nothing."""
         if now_ns >= self.end_ns:
@@ -134,12 +159,14 @@ class WindowRow(MeshRow):
     def hear(self, node: bytes, boot: int, seq: int, entry: Any, now_ns: int) -> bool:
         """Takes a peer's entry in; False if it is not newer than what is held."""
         _, gen, count, used, lam_100, waiting, total, age_1 = entry
+        counted = 0.0
         peer = self.peers.get(node)
-        told_ns = now_ns
         if peer is None:
             peer = self.peers[node] = WindowShare(
                 boot, gen, _UNKNOWN if self._inherited else 0, now_ns
             )
+            if self._told_more > 0.0 and age_1 and not self._inherited:
+                counted = self._counted(used, now_ns - age_1 * MS, now_ns)
         elif (boot, gen) != (peer.boot, peer.gen):
             if (boot, gen) < (peer.boot, peer.gen):
                 return False
@@ -148,8 +175,10 @@ class WindowRow(MeshRow):
         elif seq <= peer.seq:
             return False
         else:
-            told_ns = peer.heard_ns
             peer.note_rate(count - peer.count, now_ns)
+            if self._told_more > 0.0 and peer.heard_ns < self._told_ns and used >= peer.used >= 0:
+                counted = self._counted(used - peer.used, peer.heard_ns, now_ns)
+        self.heard += max(0, count - peer.count)
         peer.seq = seq
         peer.count = count
         peer.heard_ns = now_ns
@@ -161,7 +190,9 @@ class WindowRow(MeshRow):
             elif peer.used == _UNKNOWN:
                 self._level = min(max(self._level, float(total)), self.limit.level_max)
             else:
-                self._add(peer, used - peer.used, told_ns, now_ns)
+                grown = used - peer.used
+                level = self._level + grown - counted - self._known_slow(peer, grown)
+                self._level = max(0.0, min(level, self.limit.level_max))
             peer.used = used
         return True
 
@@ -215,30 +246,6 @@ class WindowRow(MeshRow):
     def _open(self, end_ns: int, now_ns: int) -> None:
         self._level = self.level(now_ns)
         self.end_ns = end_ns
-
-    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
-        """Takes over what the upstream says is left, if it is less than ours; says whether. What
-        was sent before the present window says nothing about it."""
-        if now_ns >= self.end_ns:
-            self._close_slow(now_ns)
-        if self.end_ns != _UNOPENED and sent_ns < self.end_ns - self.limit.period_ns:
-            return False
-        return super().learn(remaining, sent_ns, now_ns)
-
-    def lower(self, left: float, now_ns: int) -> bool:
-        """Leaves at most `left` of the present window's quota; says whether that is less."""
-        if now_ns >= self.end_ns:
-            self._close_slow(now_ns)
-        if not super().lower(left, now_ns):
-            return False
-        if self.end_ns == _UNOPENED:
-            self.end_ns = now_ns + self.limit.period_ns
-        return True
-
-    def clear(self, now_ns: int) -> None:
-        """The operator forgives: nothing of the window is used on this member."""
-        super().clear(now_ns)
-        self._presumed = False
 
     def _close_slow(self, now_ns: int) -> None:
         """The window is over and its uses are forgotten, but debt is paid by the windows that
@@ -311,6 +318,7 @@ class WindowLimit(MeshLimit):
 
     kind = Kind.WINDOWS
     drains = False
+
     aligned = False
     wall_offset_ns = 0
 

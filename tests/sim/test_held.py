@@ -279,3 +279,9 @@ def test_two_that_were_alone_meet(seed: int) -> None:
     bench.run_for(SECOND)
     assert busy(bench, origin, 2) >= 9
     assert origin.most <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 1400))
+def test_many_seeds(seed: int, watched: Watch) -> None:
+    test_overload_fills_the_slots_and_no_more(seed, watched)

@@ -80,7 +80,7 @@ def test_the_quota_is_used_and_kept(seed: int, watched: Watch) -> None:
     network = Network(loss=(0.0, 0.05, 0.2)[seed % 3], duplicate=0.2)
     bench = watched(Simulation(nodes, seed, network))
     clients, stamps = begun(bench, 3 * QUOTA / 4)
-    bench.run_for(4 * PERIOD_NS)
+    bench.run_for(3 * PERIOD_NS + SECOND)
     limit = clients[0].limit
     assert limit is not None
     allowed = QUOTA + limit.excess_bound() + 0.02 * QUOTA  # the last where a fifth is lost
@@ -91,7 +91,7 @@ def test_the_quota_is_used_and_kept(seed: int, watched: Watch) -> None:
         assert 0.7 * fair <= client.admitted <= 1.4 * fair, f"seed {seed}"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_windows_by_the_wall_clock_begin_with_the_first_clock(seed: int, watched: Watch) -> None:
     """Clocks that differ by up to 0.4 s: the quota holds by the clock that is ahead."""
     bench = watched(Simulation(5, seed))
@@ -114,7 +114,7 @@ def test_windows_by_the_wall_clock_begin_with_the_first_clock(seed: int, watched
     assert min(counts[1:4]) >= QUOTA * 0.95, f"seed {seed}: {counts}"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_whoever_waits_gets_the_next_window_by_demand(seed: int, watched: Watch) -> None:
     bench = watched(Simulation(3, seed))
     shares = [7.0, 2.0, 1.0]
@@ -126,7 +126,7 @@ def test_whoever_waits_gets_the_next_window_by_demand(seed: int, watched: Watch)
         assert abs(client.admitted / len(stamps) - share / 10) <= 0.06, f"seed {seed}"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_small_quota_is_tight_and_still_used(seed: int, watched: Watch) -> None:
     bench = watched(Simulation(8, seed))
     clients, stamps = begun(bench, 30, quota=10)
@@ -137,7 +137,7 @@ def test_a_small_quota_is_tight_and_still_used(seed: int, watched: Watch) -> Non
     assert len(stamps) >= 38, f"seed {seed}: {uses(stamps)}"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_restart_in_a_long_window_brings_no_fresh_quota(seed: int, watched: Watch) -> None:
     bench = watched(Simulation(4, seed))
     clients, stamps = begun(bench, 80.0, period_ns=60 * SECOND)
@@ -166,7 +166,9 @@ def test_a_key_that_nobody_used_is_free_for_a_joiner() -> None:
     assert len(stamps) >= 0.95 * QUOTA
 
 
-@pytest.mark.parametrize("on_partition", ["share", "open", "closed"])
+@pytest.mark.parametrize(
+    "on_partition", ["share", "closed", pytest.param("open", marks=pytest.mark.slow)]
+)
 def test_a_partition_in_halves(on_partition: str, watched: Watch) -> None:
     """Each side: its half of the quota, all of it, or nothing but what old news lets through."""
     bench = watched(Simulation(6, 3))
@@ -204,3 +206,9 @@ def test_what_an_upstream_says_is_left_of_a_window_is_taken_over_by_all(watched:
     assert levels[0] == 70 and all(70 <= level <= 80 for level in levels), levels
     before_ns = row.end_ns - consumers[0].limit.period_ns - 1
     assert not row.learn(0, before_ns, bench.now_ns), "it was sent in the window before"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 1400))
+def test_many_seeds(seed: int, watched: Watch) -> None:
+    test_the_quota_is_used_and_kept(seed, watched)

@@ -413,10 +413,15 @@ class TestTight:
     def test_flushes_keep_their_distance(self) -> None:
         limit = make_limit(members=8, rate=10, burst=10)
         row = limit.entry(b"", NOW)
-        row.tell(NOW)
+        due: list[MeshRow] = []
         row.hold(3)
         limit.urge(row)
-        due: list[MeshRow] = []
+        limit.due_urgent(NOW, due)
+        assert due == [row]
+        row.tell(NOW)
+        due.clear()
+        row.hold(3)
+        limit.urge(row)
         limit.due_urgent(NOW + MS, due)
         assert due == []
         assert limit.next_wake_ns(NOW + MS) == NOW + 2 * MS
