@@ -137,6 +137,7 @@ class MeshAdapter:
         self._scopes: dict[str, bytes] = {}
         self._requests: dict[str, int] = {}  # by upstream, as of the last look
         self._peaks: dict[str, LimitPeaks] = {}
+        self._tight: set[str] = set()  # limits that the log called so
 
     # The registry's side.
 
@@ -174,6 +175,7 @@ class MeshAdapter:
         """The conf no longer names this limit."""
         self.node.forget_limit(identity)
         self._peaks.pop(identity, None)
+        self._tight.discard(identity)
 
     def share(self) -> tuple[int, int]:
         """(live members, this node's rank among them by name)."""
@@ -186,9 +188,14 @@ class MeshAdapter:
     # The composition root's and the admin interface's side.
 
     def tick(self, now_ns: int) -> None:
-        """A few times a second: watches how full the windows of the shared limits are."""
+        """A few times a second: watches how full the windows of the shared limits are, and whether
+        a burst is too small for so many members to keep it without speaking at once."""
         self._look_at_upstreams(now_ns)
         for limit in self.node.limits():
+            if limit.tight != (limit.identity in self._tight):
+                self._tight ^= {limit.identity}
+                event = "limit tight" if limit.tight else "limit no longer tight"
+                self._log(event, limit=limit.name, members=limit.members)
             if not limit.drains:
                 continue  # rate * w + burst is not what a window or slots promise
             peaks = self._peaks.get(limit.identity)

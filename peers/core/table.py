@@ -72,10 +72,13 @@ class Host(Protocol):
 
 class SharedTable(Generic[R]):
     """Base of the limits that the whole mesh keeps together. `kind` is the frame that its entries
-    travel in; `drains` says that tokens come back at a rate, which can be scaled."""
+    travel in; `drains` says that tokens come back at a rate, which can be scaled; `tight` that the
+    burst is under four tokens a member, so that admissions are told at once."""
 
     kind: Kind
     drains = False
+    tight = False
+    members = 1  # live, this one included
 
     def __init__(
         self,

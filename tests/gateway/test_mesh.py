@@ -339,6 +339,19 @@ def test_a_full_mesh_says_whom_it_refused(it: Harness) -> None:
             "member refused: the mesh is full",
             {"member": "gw-33", "address": "10.0.0.2:7946", "members_max": 32},
         )
+def test_a_burst_too_small_for_the_members_is_in_the_log(it: Harness) -> None:
+    limit = SimpleNamespace(identity="id", name="l", tight=False, members=2)
+    it.node.limits = lambda: [limit]  # type: ignore[attr-defined]
+    it.mesh.tick(NOW_NS)
+    assert it.logged == []
+    limit.tight, limit.members = True, 8
+    it.mesh.tick(NOW_NS)
+    it.mesh.tick(NOW_NS)
+    limit.tight, limit.members = False, 2
+    it.mesh.tick(NOW_NS)
+    assert it.logged == [
+        ("limit tight", {"limit": "l", "members": 8}),
+        ("limit no longer tight", {"limit": "l", "members": 2}),
     ]
 
 
