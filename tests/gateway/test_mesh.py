@@ -339,8 +339,11 @@ def test_a_full_mesh_says_whom_it_refused(it: Harness) -> None:
             "member refused: the mesh is full",
             {"member": "gw-33", "address": "10.0.0.2:7946", "members_max": 32},
         )
+    ]
+
+
 def test_a_burst_too_small_for_the_members_is_in_the_log(it: Harness) -> None:
-    limit = SimpleNamespace(identity="id", name="l", tight=False, members=2)
+    limit = SimpleNamespace(identity="id", name="l", tight=False, members=2, drains=False)
     it.node.limits = lambda: [limit]  # type: ignore[attr-defined]
     it.mesh.tick(NOW_NS)
     assert it.logged == []

@@ -1,0 +1,235 @@
+"""The rows of the table: what is done to the nodes, and what it must come to.
+
+Targets are those of the design (peers/PROTOCOL.md section 6 has the bound they come from).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from bench.mesh.contenders import (
+    GROUPS,
+    PAUSE_GROUP,
+    Contender,
+    Egressd,
+    Group,
+    Recorder,
+    launched,
+)
+from bench.mesh.judge import SECOND, judged, percentile
+from bench.process import BenchError
+from fakes.nodes import until
+
+from peers.shapes import steps_of
+
+__all__ = ["ROWS", "Measured", "Row", "measure"]
+
+HUNDRED, THOUSAND = GROUPS
+PARTITION_SECONDS = 20.0
+PAUSES = 5  # of one round; a pause lasts one second, and its trial and closing some more
+
+
+class Target(NamedTuple):
+    """Of a figure; `at_least` or, otherwise, at most. Without a value it is only shown."""
+
+    figure: str
+    value: float | None
+    at_least: bool = False
+
+
+class Row(NamedTuple):
+    """`loss`, `delay_ms` and `event` are what befalls the nodes. `only_ours`: the others would tell
+    nothing new, or have no such thing."""
+
+    name: str
+    title: str
+    group: Group = HUNDRED
+    shape: str = "uniform"
+    overload: float = 2.0
+    seconds: float = 11.0
+    loss: float = 0.0
+    delay_ms: float = 0.0
+    event: str = ""
+    only_ours: bool = False
+
+    def targets(self, nodes: int) -> list[Target]:
+        group = self.group
+        if self.event == "pause":
+            return [Target("paused_ms", 3.0), Target("paused_ms_p99", 30.0),
+                    Target("after", 1.0), Target("trials", 1.0)]  # fmt: skip
+        if self.event == "partition":
+            return [Target("excess", 0.6 * group.rate)]
+        if self.shape == "cold" or self.event == "kill":
+            return [Target("excess", nodes + 0.1 * group.burst)]
+        if self.shape == "moving":
+            return [Target("share", 0.97, at_least=True)]
+        hard = bool(self.loss or self.delay_ms)
+        return [
+            Target("peak_1s", 1.02 if hard else 1.01),
+            Target("peak_10s", 1.02 if hard else 1.005),
+            Target("share", 0.97 if hard else 0.98, at_least=True),
+            Target("p50_ms", None),
+            Target("p99_ms", None),
+        ]
+
+
+ROWS = (
+    Row("uniform-100", "R=B=100, uniform"),
+    Row("skew-100", "R=B=100, 70/20/10", shape="skew"),
+    Row("uniform-1000", "R=B=1000, uniform", group=THOUSAND, only_ours=True),
+    Row("skew-1000", "R=B=1000, 70/20/10", group=THOUSAND, shape="skew", only_ours=True),
+    Row("cold-100", "cold start: B+1 at each node in 5 ms", shape="cold", overload=0.0, seconds=2),
+    Row("loss-5", "5 % loss, uniform", loss=0.05, only_ours=True),
+    Row("loss-20", "20 % loss, uniform", loss=0.2),
+    Row("delay-40", "40 ms one way, uniform", delay_ms=40.0),
+    Row("moving", "load moves every 5 s", shape="moving", seconds=15.0),
+    Row("partition", "20 s partition in halves", event="partition", seconds=36.0, only_ours=True),
+    Row("kill", "kill -9 and restart of a node", event="kill", seconds=10.0, only_ours=True),
+    Row("pause", "first 429, 100/s over all nodes", group=PAUSE_GROUP, event="pause",
+        overload=100 / PAUSE_GROUP.rate, seconds=PAUSES * 3.5, only_ours=True),
+)  # fmt: skip
+
+
+class Event(NamedTuple):
+    """What was measured while it happened, and when the origin said 429."""
+
+    figures: dict[str, float]
+    paused: list[int]
+
+
+class Measured(NamedTuple):
+    """Figures of one run, when its load began, and the origin's stamps."""
+
+    figures: dict[str, float]
+    begin_ns: int
+    arrived: list[int]
+
+
+def measure(contender: Contender, origin: Recorder, row: Row, cell: str, seed: int) -> Measured:
+    """One cell of the table. Raises BenchError."""
+    steps = steps_of("uniform" if row.shape == "cold" else row.shape, contender.nodes, row.seconds)
+    cold = row.shape == "cold"
+    spec = {
+        "targets": contender.addresses,
+        "host": "bench.internal",
+        "path": f"{row.group.path}{cell}",
+        "rate": row.group.rate * row.overload,
+        "seconds": row.seconds,
+        "steps": [
+            (at_s, (0.0,) * contender.nodes if cold else parts, cold) for at_s, parts, _ in steps
+        ],
+        "burst": row.group.burst + 1,
+        "seed": seed,
+        "warm": row.group.burst + 1 if cold else 16,
+    }
+    load = launched(spec)
+    assert load.stdin is not None
+    assert load.stdout is not None
+    try:
+        contender.wires.set(loss=row.loss, delay_ms=row.delay_ms)
+        if row.loss or row.delay_ms:
+            time.sleep(2.0)  # round trips are measured anew
+        load.stdin.write("go\n")
+        load.stdin.flush()
+        event = EVENTS[row.event](contender, origin, cell) if row.event else Event({}, [])
+        line = load.stdout.readline()
+    finally:
+        contender.wires.calm()
+        load.kill()
+        load.communicate()
+    if not line:
+        raise BenchError(f"{row.name}: the load ended without a report")
+    report = json.loads(line)
+    requests = report["requests"]
+    stamps = origin.ask("take", cell)
+    if not requests or not isinstance(stamps, list):
+        raise BenchError(f"{row.name}: nothing was measured")
+    figures = judged(requests, stamps, row.group.rate, row.group.burst, row.seconds)
+    figures["late_ms"] = report["late_ms"]
+    figures["skipped"] = report["skipped"]
+    figures |= event.figures
+    if event.paused:
+        figures["after"] = sent_after(stamps, event.paused)
+    return Measured(figures, min(r[0] for r in requests), [stamp[0] for stamp in stamps])
+
+
+def _partition(contender: Contender, origin: Recorder, cell: str) -> Event:
+    """Peers' rates are averages over 3 s, known to 2 % after 12: by so much is wrong what a side
+    charges for the far one. Four seconds more are for the healing."""
+    time.sleep(12.0)
+    half = contender.nodes // 2
+    numbers = list(range(contender.nodes))
+    contender.wires.set(groups=(numbers[:half], numbers[half:]))
+    time.sleep(PARTITION_SECONDS)
+    contender.wires.calm()
+    return Event({}, [])
+
+
+def _kill(contender: Contender, origin: Recorder, cell: str) -> Event:
+    assert isinstance(contender, Egressd)
+    time.sleep(3.0)
+    node = contender.processes[0]
+    node.kill()
+    time.sleep(0.5)
+    begun = time.monotonic()
+    node.start()
+    node.wait_ready()
+    ready_s = time.monotonic() - begun
+    contender.wait_joined()
+    return Event({"restart_s": ready_s}, [])
+
+
+def _pause(contender: Contender, origin: Recorder, cell: str) -> Event:
+    """The origin says 429 once, several times over; what the nodes then did, by their own words."""
+    assert isinstance(contender, Egressd)
+    name = f"r{PAUSE_GROUP.rate}-{PAUSE_GROUP.burst}"
+
+    def breakers() -> list[dict[str, Any]]:
+        return [node.upstream(name)["breaker"] for node in contender.processes]
+
+    def trials() -> int:
+        return sum(node.upstream(name)["trials"] for node in contender.processes)
+
+    until(lambda: all(b["state"] == "closed" for b in breakers()), 10.0, "breakers are closed")
+    before = trials()
+    took_ms: list[float] = []
+    paused: list[int] = []
+    for _ in range(PAUSES):
+        origin.ask("refuse", cell)
+        until(lambda: origin.ask("refused", cell), 5.0, "the origin has said 429")
+        refused_ns = origin.ask("refused", cell)
+        assert isinstance(refused_ns, int)
+        paused.append(refused_ns)
+        until(
+            lambda said=refused_ns: all(b["opened_ns"] > said for b in breakers()),
+            5.0, "all nodes are paused",
+        )  # fmt: skip
+        took_ms.append((max(b["opened_ns"] for b in breakers()) - refused_ns) / 1e6)
+        until(lambda: all(b["state"] == "closed" for b in breakers()), 10.0, "it is over")
+    figures = {
+        "paused_ms": percentile(took_ms, 50),
+        "paused_ms_p99": percentile(took_ms, 99),
+        "trials": (trials() - before) / PAUSES,
+    }
+    return Event(figures, paused)
+
+
+def sent_after(stamps: list[list[int]], paused: list[int]) -> float:
+    """Requests a pause that their clients sent after the 429 was written and that still arrived
+    before its second was over: those were not in flight."""
+    late = sum(
+        said_ns < sent_ns and arrived_ns < said_ns + SECOND
+        for said_ns in paused
+        for arrived_ns, sent_ns in stamps
+    )
+    return late / len(paused)
+
+
+EVENTS: dict[str, Callable[[Contender, Recorder, str], Event]] = {
+    "partition": _partition,
+    "kill": _kill,
+    "pause": _pause,
+}

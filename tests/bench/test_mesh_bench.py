@@ -1,0 +1,315 @@
+"""What the mesh's bench computes and prints, and one smoke run of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from bench.mesh import judge, report, rows, run
+from bench.mesh.contenders import CONTENDERS, GROUPS, Egressd, Haproxy, Stage, StaticSplit
+from bench.mesh.load import Spec, content_length, due
+from bench.mesh.origin import Record, sent_ns
+from bench.mesh.rows import ROWS, Row
+from bench.mesh.wires import Link, Wires, rules
+from bench.packages import which
+from bench.process import free_port
+from fakes.relay import Relay
+
+from gateway.conf.load import load as load_conf
+
+SECOND = 1_000_000_000
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class TestSchedule:
+    SPEC = Spec([("a", 1), ("b", 2)], "h", "/", 100.0, 10.0, [(0.0, [0.7, 0.3], False)], 51, 7)
+
+    def test_it_is_poisson_in_the_given_parts_and_decided_by_its_seed(self) -> None:
+        plan = due(self.SPEC)
+        assert plan == due(self.SPEC) == sorted(plan)
+        assert 900 <= len(plan) <= 1100
+        assert 0.65 <= sum(target == 0 for _, target in plan) / len(plan) <= 0.75
+        assert plan[-1][0] < 10 * SECOND
+        assert plan != due(self.SPEC._replace(seed=8))
+
+    def test_a_burst_is_within_5_ms_at_every_target(self) -> None:
+        plan = due(self.SPEC._replace(steps=[(1.0, [0.0, 0.0], True)]))
+        assert len(plan) == 2 * 51
+        assert SECOND <= plan[0][0] <= plan[-1][0] < SECOND + 5_000_000
+
+    def test_a_step_ends_where_the_next_begins(self) -> None:
+        steps = [(0.0, [1.0, 0.0], False), (5.0, [0.0, 1.0], False)]
+        for at_ns, target in due(self.SPEC._replace(steps=steps)):
+            assert (at_ns >= 5 * SECOND) == bool(target)
+
+
+class TestWire:
+    def test_lengths_and_stamps_are_read_in_any_case(self) -> None:
+        assert content_length(b"HTTP/1.1 200 OK\r\ncontent-LENGTH: 12\r\nX: y") == 12
+        assert content_length(b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 3") == 3
+        assert content_length(b"HTTP/1.1 204 No Content") == 0
+        assert sent_ns(b"GET / HTTP/1.1\r\nHost: h\r\nx-sent: 123\r\n") == 123
+        assert sent_ns(b"GET / HTTP/1.1\r\nHost: h\r\nX-Sent: nonsense\r\n") == 0
+        assert sent_ns(b"GET / HTTP/1.1\r\nHost: h\r\n") == 0
+
+    def test_the_origin_keeps_stamps_by_cell_and_says_429_when_told(self) -> None:
+        record = Record()
+        head = b"GET /r1-1/%s HTTP/1.1\r\nX-Sent: 7\r\n"
+        assert record.answer(b"GET /_bench/refuse/a HTTP/1.1\r\n").endswith(b"true")
+        assert record.answer(head % b"b").startswith(b"HTTP/1.1 200 ")
+        assert record.answer(head % b"a").startswith(b"HTTP/1.1 429 ")
+        assert record.answer(head % b"a").startswith(b"HTTP/1.1 200 ")
+        said = record.answer(b"GET /_bench/refused/a HTTP/1.1\r\n")
+        assert 0 < int(said.rpartition(b"\n")[2]) <= time.monotonic_ns()
+        taken = json.loads(record.answer(b"GET /_bench/take/a HTTP/1.1\r\n").rpartition(b"\n")[2])
+        assert [stamp[1] for stamp in taken] == [7, 7]
+        assert record.answer(b"GET /_bench/take/a HTTP/1.1\r\n").endswith(b"[]")
+
+
+class TestJudge:
+    def test_a_limit_that_is_kept(self) -> None:
+        """100/s with a burst of 10, twice of it asked for 11 s."""
+        requests = [(i * SECOND // 200, 0, 200 if i % 2 else 429, 0) for i in range(2200)]
+        stamps = [(at + 1_000_000, at) for at, _, status, _ in requests if status == 200]
+        found = judge.judged(requests, stamps, 100.0, 10.0, 11.0)
+        assert found["lost"] == 0
+        assert found["admitted"] == 1100
+        assert found["peak_1s"] == found["peak_1s_sent"] == 100 / 110
+        assert found["peak_10s"] == 1000 / 1010
+        assert found["excess"] == 0.0
+        assert found["share"] == pytest.approx(1100 / 1110, abs=0.001)
+
+    def test_one_that_is_not(self) -> None:
+        requests = [(i * SECOND // 200, 0, 200, 0) for i in range(400)]
+        stamps = [(at, at) for at, *_ in requests]
+        found = judge.judged(requests, stamps, 100.0, 10.0, 2.0)
+        assert found["peak_1s"] == 200 / 110
+        assert "peak_10s" not in found
+        assert found["excess"] == pytest.approx(400 - 200 - 10, abs=1.5)
+
+    def test_medians_are_of_the_rounds_that_have_the_figure(self) -> None:
+        assert judge.medians([{"a": 1.0}, {"a": 3.0, "b": 5.0}, {"a": 2.0}]) == {"a": 2.0, "b": 5.0}
+
+    def test_a_percentile_is_a_value_that_occurred(self) -> None:
+        assert judge.percentile([3.0, 1.0, 2.0], 50) == 2.0
+        assert judge.percentile([3.0, 1.0, 2.0], 99) == 3.0
+
+    def test_the_sliding_sum_is_of_the_second_before(self) -> None:
+        points = dict(judge.sliding_sum([0, SECOND // 2, SECOND * 3 // 2], 0, 2.0))
+        assert (points[0.0], points[0.5], points[0.95], points[1.0], points[1.5]) == (1, 2, 2, 1, 1)
+
+    def test_requests_sent_after_the_429_are_told_from_those_in_flight(self) -> None:
+        said = 10 * SECOND
+        stamps = [
+            [said + 1000, said - 1000],  # in flight
+            [said + 2000, said + 1000],  # sent after it
+            [said + 2 * SECOND, said + SECOND // 2],  # held until the pause was over
+        ]
+        assert rows.sent_after(stamps, [said]) == 1.0
+
+
+class TestReport:
+    RESULTS: ClassVar = {
+        (3, "uniform-100", "egressd"): {
+            "peak_1s": 1.02, "peak_1s_sent": 0.99, "peak_10s": 1.0, "peak_10s_sent": 1.0,
+            "share": 0.99, "others": 0.01, "late_ms": 3.0, "lost": 0,
+        },
+        (3, "uniform-100", "redis"): {
+            "peak_1s": 1.2, "peak_1s_sent": 1.3, "share": 1.5, "p99_ms": 7.0, "others": 0.2,
+            "late_ms": 9.0, "lost": 4,
+        },
+    }  # fmt: skip
+
+    def test_each_cell_stands_beside_its_target(self) -> None:
+        text = "\n".join(report.lines(self.RESULTS, ROWS, [3, 8]))
+        assert "| peak 1 s | ≤ 1.01 | 1.020 / 0.990 half | 1.200 / 1.300 FAIL |" in text
+        assert "| peak 10 s | ≤ 1.005 | 1.000 / 1.000 pass | - |" in text
+        assert "| share of ideal | ≥ 0.98 | 0.990 pass | 1.500 OVER |" in text
+        assert "| the same, p99 |  | - | 7.0 |" in text
+        assert "NOT quiet" in text
+        assert "4 requests got no answer" in text
+        assert "8 nodes" not in text
+
+    def test_every_row_has_targets_and_every_target_a_format(self) -> None:
+        assert len({row.name for row in ROWS}) == len(ROWS)
+        for row in ROWS:
+            assert row.targets(8), row.name
+            assert all(target.figure in report.FORMATS for target in row.targets(8))
+        cold = next(row for row in ROWS if row.shape == "cold")
+        assert cold.targets(8)[0].value == 8 + 10
+
+
+class TestContenders:
+    def conf(self, kind: type[Egressd], tmp_path: Path) -> str:
+        contender = kind(Stage(tmp_path, 9, False), 3, False)
+        try:
+            return contender.conf(1, contender.ports[1])
+        finally:
+            contender.stop()
+
+    @pytest.mark.parametrize("kind", [Egressd, StaticSplit])
+    def test_our_files_are_good(self, kind: type[Egressd], tmp_path: Path) -> None:
+        path = tmp_path / "egressd.toml"
+        path.write_text(self.conf(kind, tmp_path))
+        conf = load_conf(str(path))
+        limits = [upstream.limit[0] for upstream in conf.upstream.values()]
+        parts = 3 if kind is StaticSplit else 1
+        rates = [round(limit.rate.per_second * parts) for limit in limits if limit.rate]
+        assert rates[:2] == [group.rate for group in GROUPS]
+        assert (conf.mesh is None) == (kind is StaticSplit)
+
+    @pytest.mark.skipif(which("haproxy") is None, reason="haproxy is not installed")
+    def test_haproxys_file_is_good(self, tmp_path: Path) -> None:
+        contender = Haproxy(Stage(tmp_path, 9, False), 3, False)
+        path = tmp_path / "haproxy.cfg"
+        path.write_text(contender._conf(1, contender.ports[1]))
+        contender.stop()
+        argv = [which("haproxy") or "", "-c", "-L", "gw1", "-f", str(path)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def test_names_are_one_each(self) -> None:
+        assert len({kind.name for kind in CONTENDERS}) == 4
+        assert {kind.name for kind in CONTENDERS} == set(report.COLOURS)
+
+
+class TestWires:
+    LINKS = (Link("udp", 11), Link("udp", 12), Link("udp", 13))
+
+    def test_datagrams_are_cut_both_ways_between_groups_only(self) -> None:
+        text = rules(self.LINKS, 0.0, ((0, 1), (2,)))
+        for one, other in ((11, 13), (13, 11), (12, 13), (13, 12)):
+            assert f"udp sport {one} udp dport {other} drop" in text
+        assert "sport 11 udp dport 12" not in text
+
+    def test_streams_lose_their_answers_too(self) -> None:
+        text = rules((Link("tcp", 11), Link("tcp", 12)), 0.2, ())
+        assert "tcp dport { 11, 12 } numgen random mod 10000 < 2000 drop" in text
+        assert "tcp sport { 11, 12 } numgen random mod 10000 < 2000 drop" in text
+        assert "sport" not in rules(self.LINKS, 0.05, ())
+
+    def test_what_is_not_relayed_cannot_be_delayed(self) -> None:
+        with Wires(self.LINKS, nft=False, relayed=False) as wires:
+            assert not wires.can()
+            assert not wires.can(delay=True)
+            assert wires.front(1) == 12
+        with Wires((), nft=False, relayed=False) as wires:
+            assert wires.can(delay=True)  # who tells nobody anything loses nothing
+
+    @pytest.mark.skipif(os.geteuid() != 0 or not which("nft"), reason="needs root and nft")
+    def test_nft_takes_the_rules(self) -> None:
+        text = rules(self.LINKS, 0.05, ((0, 1), (2,)))
+        argv = [which("nft") or "nft", "--check", "-f", "-"]
+        done = subprocess.run(argv, input=text, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+class TestRelay:
+    """Two sockets behind fronts: who sends to a front is answered from one."""
+
+    @staticmethod
+    def sockets() -> list[socket.socket]:
+        made = []
+        for _ in range(2):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind(("127.0.0.1", 0))
+            sock.settimeout(5.0)
+            made.append(sock)
+        return made
+
+    def test_datagrams_pass_are_cut_lost_and_delayed(self) -> None:
+        one, two = self.sockets()
+        fronts = [("127.0.0.1", free_port()) for _ in range(2)]
+        pairs = list(zip(fronts, (one.getsockname(), two.getsockname()), strict=True))
+        with one, two, Relay(pairs) as relay:
+            one.sendto(b"hello", fronts[1])
+            assert two.recvfrom(100) == (b"hello", fronts[0])
+            two.sendto(b"back", fronts[0])
+            assert one.recvfrom(100) == (b"back", fronts[1])
+            relay.set(groups=((0,), (1,)))
+            one.sendto(b"cut", fronts[1])
+            relay.set(groups=(), delay_ms=50.0)
+            begun = time.monotonic()
+            one.sendto(b"late", fronts[1])
+            assert two.recv(100) == b"late"
+            assert time.monotonic() - begun >= 0.045
+            relay.set(delay_ms=0.0, loss=1.0)
+            one.sendto(b"lost", fronts[1])
+            relay.set(loss=0.0)
+            one.sendto(b"end", fronts[1])
+            assert two.recv(100) == b"end"
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                stranger.sendto(b"who", fronts[1])
+                one.sendto(b"last", fronts[1])
+                assert two.recv(100) == b"last"
+            assert relay.set() == {"passed": 5, "lost": 1, "cut": 1, "strangers": 1}
+
+    def test_streams_are_piped_delayed_and_refused_while_cut(self) -> None:
+        front = ("127.0.0.1", free_port())
+        with socket.create_server(("127.0.0.1", 0)) as back:
+            back.settimeout(5.0)
+            with Relay([(front, back.getsockname())]) as relay:
+                relay.set(delay_ms=30.0)
+                begun = time.monotonic()
+                with socket.create_connection(front, timeout=5) as near:
+                    far, _ = back.accept()
+                    with far:
+                        near.sendall(b"ping")
+                        assert far.recv(10) == b"ping"
+                        far.sendall(b"pong")
+                        assert near.recv(10) == b"pong"
+                        assert time.monotonic() - begun >= 0.055
+                        near.shutdown(socket.SHUT_WR)
+                        assert far.recv(10) == b""
+                relay.set(groups=((0,),))
+                with socket.create_connection(front, timeout=5) as near:
+                    assert near.recv(10) == b""
+
+
+class TestOptions:
+    def test_quick_is_small(self) -> None:
+        options = run.parsed(["--quick"])
+        assert (options.nodes, options.rounds) == ([2], 1)
+        assert [row.name for row in options.rows] == list(run.QUICK_ROWS)
+
+    @pytest.mark.parametrize("argv", [["--nodes", "1"], ["--rounds", "0"], ["--row", "none"]])
+    def test_nonsense_is_refused(self, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            run.parsed(argv)
+        assert "usage:" in capsys.readouterr().err
+
+    def test_a_row_needs_the_relay_for_delay_and_without_nftables_for_loss(self) -> None:
+        with_nft, without = (Stage(Path(), 0, nft) for nft in (True, False))
+        bench = run.Bench.__new__(run.Bench)
+        for stage, expected in ((with_nft, [True, False, False]), (without, [True, True, False])):
+            bench.stage = stage
+            made = [Row("a", "a", delay_ms=1.0), Row("b", "b", loss=0.1), Row("c", "c")]
+            assert [bench.needs_relay(row) for row in made] == expected
+
+
+@pytest.mark.slow
+def test_a_smoke_run_measures_and_prints(tmp_path: Path) -> None:
+    """Two nodes of ours with the relay as the network: rows, a table, JSON."""
+    path = tmp_path / "cells.json"
+    argv = [sys.executable, "-m", "bench.mesh.run", "--quick", "--no-namespace",
+            "--only", "egressd", "--row", "uniform-100", "--row", "loss-20", "--row", "cold-100",
+            "--json", str(path)]  # fmt: skip
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(
+        argv, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    cells = {cell["row"]: cell["rounds"][0] for cell in json.loads(path.read_text())["cells"]}
+    assert set(cells) == {"uniform-100", "loss-20", "cold-100"}, done.stderr
+    for figures in cells.values():
+        assert figures["lost"] == 0
+        assert 0 < figures["admitted"] < figures["asked"]
+        assert 0.5 <= figures["share"] <= 1.1
+    assert "| R=B=100, uniform | peak 1 s | ≤ 1.01 |" in done.stdout
