@@ -145,6 +145,24 @@ class TestReport:
         cold = next(row for row in ROWS if row.shape == "cold")
         assert cold.targets(8)[0].value == 8 + 10
 
+    def test_the_figure_is_a_png_where_something_was_measured(self, tmp_path: Path) -> None:
+        program = (
+            "import sys; from pathlib import Path; from bench.mesh.report import plot;"
+            "from bench.mesh.rows import ROWS;"
+            "curve = {('moving', 'egressd'): [(0.0, 1), (1.0, 2)]};"
+            "[plot(Path(path), 3, c, ROWS) for path, c in zip(sys.argv[1:], (curve, {}))]"
+        )
+        pytest.importorskip("matplotlib")
+        paths = [tmp_path / "one.png", tmp_path / "none.png"]
+        environ = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "MPLCONFIGDIR": str(tmp_path),
+        }
+        subprocess.run([sys.executable, "-c", program, *map(str, paths)], env=environ, check=True)
+        assert paths[0].read_bytes().startswith(b"\x89PNG")
+        assert not paths[1].exists()
+
 
 class TestContenders:
     def conf(self, kind: type[Egressd], tmp_path: Path) -> str:

@@ -76,6 +76,12 @@ def test_three_nodes_keep_one_limit_and_use_it(mesh: MakeMesh, origin: Origin) -
     refused = next(sent for sent in load.sent if sent.status == 429)
     assert int(refused.fields["retry-after"]) >= 1
     assert "error=http_request_denied" in refused.fields["proxy-status"]
+    # Each saw by itself how full the windows were, but for news that came in lumps: those of two
+    # peers are up to a horizon old, 45/s * 0.1 s.
+    for process in nodes:
+        seen = process.upstream()["limits"][0]["windows"]["1s"]
+        assert seen["peak"] >= 0.7
+        assert seen["over"] <= 5.0
     # Every node has counted everybody.
     until(
         lambda: {p.upstream()["limits"][0]["admitted_mesh"] for p in nodes} == {len(stamps)},

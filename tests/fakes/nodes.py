@@ -105,7 +105,7 @@ class NodeProcess:
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, process_group=0
             )
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, seconds: float = START_SECONDS) -> None:
         """Until `/ready` says yes. Fails with the log where the process ends instead."""
         process = self._process
         assert process is not None
@@ -117,7 +117,7 @@ class NodeProcess:
             except OSError:
                 return False
 
-        until(ready, START_SECONDS, f"{self.name} is ready")
+        until(ready, seconds, f"{self.name} is ready")
 
     def ask(self, path: str, timeout_s: float = 3.0) -> tuple[int, bytes]:
         """(status, body) of a GET on the admin interface. Raises OSError."""

@@ -159,5 +159,25 @@ def test_a_plot_is_a_png(tmp_path: Path) -> None:
     assert path.stat().st_size > 5000
 
 
+def test_a_terminal_gets_a_bar_on_standard_error() -> None:
+    near, far = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "sim", *QUICK, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=far,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+            check=False,
+            timeout=120,
+        )
+        shown = os.read(near, 1 << 16)
+    finally:
+        os.close(near)
+        os.close(far)
+    assert done.returncode == 0, shown
+    assert b"simulating" in shown
+    assert json.loads(done.stdout)["asked"] > 0
+
+
 def test_as_many_nodes_as_a_mesh_may_have() -> None:
     assert Config.__dataclass_fields__["members_max"].default == NODES_MAX

@@ -27,6 +27,7 @@ __all__ = ["CONTENDERS", "GROUPS", "PAUSE_GROUP", "Contender", "Egressd", "Group
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
+START_SECONDS = 90.0  # eight interpreters at once, on two cores that others may use as well
 JOIN_SECONDS = 20.0
 CONNECTIONS_MAX = 8000  # of an HAProxy; each needs two descriptors
 
@@ -114,7 +115,7 @@ class Egressd(Contender):
             self.processes.append(node)
         self._stack.callback(lambda: [node.ask_to_end() for node in self.processes])
         for node in self.processes:
-            node.wait_ready()
+            node.wait_ready(START_SECONDS)
         if self.mesh:
             self.wait_joined()
 

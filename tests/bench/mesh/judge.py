@@ -30,7 +30,8 @@ def judged(
     seconds: float,
 ) -> dict[str, float]:
     """Figures of one run. `requests` are the load's (sent_ns, target, status, done_ns), `stamps`
-    the origin's (arrived_ns, sent_ns); a window that is longer than the run is left out."""
+    the origin's (arrived_ns, sent_ns); a window that is longer than the run is left out. What got
+    neither 200 nor 429 is lost, and counted by its status."""
     arrived = [stamp[0] for stamp in stamps]
     sent = [stamp[1] for stamp in stamps]
     asked = [request[0] for request in requests]
@@ -40,8 +41,12 @@ def judged(
         "asked": len(asked),
         "admitted": len(stamps),
         "share": len(stamps) / best if best else 1.0,
-        "lost": sum(request[2] not in (200, 429) for request in requests),
+        "lost": 0,
     }
+    for _, _, status, _ in requests:
+        if status not in (200, 429):  # 0: no answer at all
+            found["lost"] += 1
+            found[f"status_{status}"] = found.get(f"status_{status}", 0) + 1
     took_ms = [(done - begun) / 1e6 for begun, _, status, done in requests if status == 200]
     if took_ms:
         found["p50_ms"] = percentile(took_ms, 50)

@@ -118,7 +118,9 @@ def simulated(nodes: Sequence[int]) -> Iterator[str]:
             )
 
 
-def plot(path: Path, curves: Mapping[tuple[str, str], list[Any]], rows: Sequence[Row]) -> None:
+def plot(
+    path: Path, nodes: int, curves: Mapping[tuple[str, str], list[Any]], rows: Sequence[Row]
+) -> None:
     """The sum of all nodes in the sliding second over time, a panel for each row."""
     from matplotlib.figure import Figure
 
@@ -135,7 +137,7 @@ def plot(path: Path, curves: Mapping[tuple[str, str], list[Any]], rows: Sequence
         allowed = row.group.rate + row.group.burst
         axes.axhline(allowed, color="black", linestyle="--", linewidth=0.8, label="rate + burst")
         axes.axhline(row.group.rate, color="black", linestyle=":", linewidth=0.8, label="rate")
-        axes.set_title(row.title, fontsize=9)
+        axes.set_title(f"{nodes} nodes, {row.title}", fontsize=9)
         axes.set_ylabel("arrivals in 1 s")
         axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds")

@@ -140,7 +140,8 @@ class Bench:
         key = (contender.nodes, row.name, contender.name)
         self.cells.setdefault(key, []).append(figures)
         curve = (row.name, contender.name)
-        if row.name in PLOTTED and curve not in self.curves:
+        first = contender.nodes == self.options.nodes[0]
+        if first and row.name in PLOTTED and curve not in self.curves:
             self.curves[curve] = sliding_sum(found.arrived, found.begin_ns, row.seconds)
         shown = " ".join(f"{name}={value:.4g}" for name, value in figures.items())
         print(
@@ -225,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         options.json.write_text(json.dumps({"cells": document, "notes": bench.notes}, indent=1))
     if options.plot is not None:
-        plot(options.plot, bench.curves, options.rows)
+        plot(options.plot, options.nodes[0], bench.curves, options.rows)
     return 0
 
 
