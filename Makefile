@@ -54,8 +54,8 @@ bench-memory: env
 bench-gossip: env
 	PYTHONPATH=tests $(BIN)/python -m bench.gossip $(ARGS)
 
-# The mesh's promises on real processes, beside HAProxy peers, a static split and Redis; about 25
-# minutes. As root loss and cuts are nftables' in a network namespace of its own, else a relay's.
+# The mesh's promises on real processes, beside HAProxy peers, a static split and Redis; about half
+# an hour. As root loss and cuts are nftables' in a network namespace of its own, else a relay's.
 bench-mesh: env
 	PYTHONPATH=tests $(BIN)/python -m bench.mesh.run $(ARGS)
 

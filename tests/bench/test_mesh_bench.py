@@ -137,6 +137,12 @@ class TestReport:
         assert "4 requests got no answer" in text
         assert "8 nodes" not in text
 
+    def test_what_is_too_large_here_is_simulated(self) -> None:
+        chosen = [row for row in ROWS if row.name in ("uniform-100", "cold-100", "kill")]
+        *_, line = report.simulated([2], [row._replace(seconds=2.0) for row in chosen])
+        assert line.startswith("| R=B=100, uniform | 2 | ")
+        assert float(line.split("|")[3]) <= 1.01
+
     def test_every_row_has_targets_and_every_target_a_format(self) -> None:
         assert len({row.name for row in ROWS}) == len(ROWS)
         for row in ROWS:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.mesh.contenders import CONTENDERS
 from bench.mesh.judge import passes
-from bench.mesh.rows import ROWS, Row, Target
+from bench.mesh.rows import Row, Target
 
 from peers.sim import simulate
 
@@ -97,14 +97,14 @@ def lines(results: Results, rows: Sequence[Row], nodes: Sequence[int]) -> Iterat
         yield f"{lost} requests got no answer (those at a killed node among them)"
 
 
-def simulated(nodes: Sequence[int]) -> Iterator[str]:
+def simulated(nodes: Sequence[int], rows: Sequence[Row]) -> Iterator[str]:
     """The rows that `egressd sim` can do, in virtual time, for meshes that are too large here."""
     yield ""
     yield "in virtual time (egressd sim, seed 1)"
     yield ""
     yield "| row | nodes | peak 1 s | peak 10 s | share of ideal | tokens over (the bound) |"
     yield "|---|---:|---:|---:|---:|---:|"
-    for row in ROWS:
+    for row in rows:
         if row.event or row.shape == "cold":
             continue
         for count in nodes:

@@ -213,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = {key: medians(rounds) for key, rounds in bench.cells.items()}
     for line in lines(results, options.rows, options.nodes):
         print(line)
-    if not options.quick:
-        for line in simulated(SIMULATED_NODES):
+    if not options.quick and not options.only:
+        for line in simulated(SIMULATED_NODES, options.rows):
             print(line)
     print(f"{options.rounds} rounds in {(time.monotonic() - begun) / 60:.1f} minutes; {machine()}")
     for note in bench.notes:
