@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 
@@ -59,7 +60,10 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     import uvloop
 
-    from gateway.server import ServeError, Server, configure_log, raise_file_limit, tune_memory
+    from gateway.process import configure_log, raise_file_limit, tune_memory
+    from gateway.server import ServeError, Server
+    from gateway.sockets import OwnSockets, inherited_sockets
+    from gateway.systemd import Notifier
 
     conf = _load(path, overrides)
     configure_log(conf.log.level)
@@ -67,7 +71,12 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
     tune_memory()
 
     async def serve() -> None:
-        server = Server(conf, path, overrides)
+        try:
+            notifier = Notifier.from_environ(os.environ)
+            sockets = OwnSockets(inherited_sockets(os.environ))
+        except OSError as error:
+            raise ServeError(str(error)) from error
+        server = Server(conf, path, overrides, sockets=sockets, notifier=notifier)
         server.reload_noted = bool(noted)
         await server.run()
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
-import stat
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from gateway.conf.schema import Listen
 from gateway.conf.values import Bind
@@ -16,61 +14,11 @@ from gateway.h1.codec import HeadLimits
 from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.graph import Listener, Worker
 from gateway.proxy.preface import Preface
+from gateway.sockets import BACKLOG, Sockets
 
-__all__ = ["Listeners", "bind_socket", "forget_socket"]
+__all__ = ["Listeners", "Opening", "server_context"]
 
-BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 RETIRE_SECONDS = 0.1  # what the kernel has queued for a listener that goes is accepted first
-
-
-def bind_socket(what: str, bind: Bind) -> socket.socket:
-    """A bound, not yet listening socket. Raises OSError with `what` and the address in its text."""
-    try:
-        if bind.kind == "unix":
-            return _bind_unix(bind.path)
-        return _bind_tcp(bind)
-    except OSError as error:
-        raise OSError(error.errno, f"{what} {bind}: {error.strerror or error}") from error
-
-
-def _bind_tcp(bind: Bind) -> socket.socket:
-    infos = socket.getaddrinfo(
-        bind.host or None, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    family, kind, proto, _, address = infos[0]
-    sock = socket.socket(family, kind, proto)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _bind_unix(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # A socket file that a killed process left behind refuses connections: only such a one goes.
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(Path(path).stat().st_mode):
-                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                    try:
-                        probe.connect(path)
-                    except ConnectionRefusedError:
-                        Path(path).unlink()
-        sock.bind(path)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def forget_socket(bind: Bind) -> None:
-    """Removes a unix socket's file, which nobody listens behind any more."""
-    if bind.kind == "unix":
-        with contextlib.suppress(OSError):
-            Path(bind.path).unlink()
 
 
 def _head_limits(conf: Listen) -> HeadLimits:
@@ -79,27 +27,45 @@ def _head_limits(conf: Listen) -> HeadLimits:
     return HeadLimits(limits.head, limits.headers, limits.head // 2)
 
 
+class Opening(NamedTuple):
+    """A listener that could be opened: all that may fail has been done."""
+
+    conf: Listen
+    sockets: list[tuple[int, socket.socket]]  # each with its slot; they listen already
+    context: ssl.SSLContext | None
+
+
 class _Open:
     """One listener that is open: what accepts, and who is connected."""
 
-    __slots__ = ("bind", "listener", "server")
+    __slots__ = ("bind", "listener", "servers")
 
-    def __init__(self, bind: Bind, listener: Listener, server: asyncio.Server) -> None:
+    def __init__(self, bind: Bind, listener: Listener) -> None:
         self.bind = bind
         self.listener = listener
-        self.server = server
+        self.servers: list[tuple[int, asyncio.Server]] = []  # each with its slot
 
-    def stop_accepting(self) -> None:
-        if self.server.is_serving():
-            self.server.close()
-            forget_socket(self.bind)
+    def stop_accepting(self) -> bool:
+        """False where nobody was accepted any more."""
+        servers, self.servers = self.servers, []
+        for _, server in servers:
+            server.close()
+        return bool(servers)
+
+    def return_slot(self, slot: int) -> None:
+        """Accepts no more from the sockets of that slot; who is connected stays."""
+        for number, server in self.servers:
+            if number == slot:
+                server.close()
+        self.servers = [pair for pair in self.servers if pair[0] != slot]
 
 
 class Listeners:
     """All listeners of a worker."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, sockets: Sockets) -> None:
         self._worker = worker
+        self._sockets = sockets
         self._open: dict[str, _Open] = {}
         self._gone: list[_Open] = []
 
@@ -113,31 +79,56 @@ class Listeners:
 
     def addresses(self) -> list[tuple[str, int]]:
         """The TCP addresses that accept, with the ports that the kernel chose."""
-        names = [
+        names = dict.fromkeys(
             sock.getsockname()[:2]
             for entry in self._open.values()
-            for sock in entry.server.sockets
+            for _, server in entry.servers
+            for sock in server.sockets
             if sock.family != socket.AF_UNIX
-        ]
+        )
         return [(str(host), int(port)) for host, port in names]
 
-    async def open_new(self, confs: Sequence[Listen]) -> list[str]:
-        """Opens those that are not open; says which. Raises OSError, and then none of them is."""
-        opened: list[str] = []
+    def prepare(self, confs: Sequence[Listen]) -> list[Opening]:
+        """Binds those that are not open. Raises OSError, and then none of them is bound."""
+        openings: list[Opening] = []
         try:
             for conf in confs:
+                context = server_context(conf)
                 if str(conf.bind) not in self._open:
-                    await self._open_one(conf)
-                    opened.append(str(conf.bind))
+                    openings.append(Opening(conf, self._sockets.take(conf.bind), context))
         except OSError:
-            self.close_again(opened)
+            self.undo(openings)
             raise
-        return opened
+        return openings
 
-    def close_again(self, opened: Sequence[str]) -> None:
-        """Takes `open_new` back."""
-        for name in opened:
-            self._open.pop(name).stop_accepting()
+    def undo(self, openings: Iterable[Opening]) -> None:
+        """Takes `prepare` (and `open`) back; who has connected meanwhile is reset."""
+        for opening in openings:
+            entry = self._open.pop(str(opening.conf.bind), None)
+            if entry is not None:
+                self._stop_accepting(entry)
+                continue
+            for _, sock in opening.sockets:
+                sock.close()
+            self._sockets.forget(opening.conf.bind)
+
+    async def open(self, openings: Iterable[Opening]) -> None:
+        """Accepts from now on."""
+        for opening in openings:
+            await self._open_one(opening)
+
+    async def lend(self, slot: int, conf: Listen, sock: socket.socket) -> None:
+        """Accepts for another worker too, until `return_slot`."""
+        entry = self._open.get(str(conf.bind))
+        if entry is None:
+            sock.close()
+        else:
+            await self._accept(entry, slot, sock)
+
+    def return_slot(self, slot: int) -> None:
+        """That worker accepts again by itself."""
+        for entry in self._open.values():
+            entry.return_slot(slot)
 
     def settle(self, confs: Sequence[Listen]) -> None:
         """Those that stay take their new limits and certificates, the others are retired."""
@@ -161,7 +152,7 @@ class Listeners:
     def drain(self) -> None:
         """Nobody new is accepted; idle connections close, busy ones after their answer."""
         for entry in (*self._open.values(), *self._gone):
-            entry.stop_accepting()
+            self._stop_accepting(entry)
             entry.listener.end_handshakes()
             for connection in list(entry.listener.connections):
                 connection.drain()
@@ -170,37 +161,44 @@ class Listeners:
         """Ends all connections at once; says how many."""
         count = self.connection_count
         for entry in (*self._open.values(), *self._gone):
-            entry.stop_accepting()
+            self._stop_accepting(entry)
             entry.listener.end_handshakes()
             for connection in list(entry.listener.connections):
                 connection.abort()
         return count
 
-    async def _open_one(self, conf: Listen) -> None:
-        worker = self._worker
-        context = server_context(conf)
+    async def _open_one(self, opening: Opening) -> None:
+        conf = opening.conf
         listener = Listener(
             str(conf.bind),
             _head_limits(conf),
             conf.limits.connections,
             conf.proxy_protocol,
-            context,
+            opening.context,
         )
+        if conf.bind.kind == "tcp" and not conf.bind.port:
+            listener.name = "{}:{}".format(*opening.sockets[0][1].getsockname()[:2])
+        entry = self._open[str(conf.bind)] = _Open(conf.bind, listener)
+        for slot, sock in opening.sockets:
+            await self._accept(entry, slot, sock)
+
+    async def _accept(self, entry: _Open, slot: int, sock: socket.socket) -> None:
+        worker, listener = self._worker, entry.listener
 
         def accept() -> DownstreamProtocol | Preface:
             if listener.proxied_by or listener.context is not None:
                 return Preface(worker, listener)
             return DownstreamProtocol(worker, listener)
 
-        sock = bind_socket("listen", conf.bind)
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(accept, sock=sock, backlog=BACKLOG)
-        if conf.bind.kind == "tcp" and not conf.bind.port:
-            listener.name = "{}:{}".format(*sock.getsockname()[:2])
-        self._open[str(conf.bind)] = _Open(conf.bind, listener, server)
+        server = await asyncio.get_running_loop().create_server(accept, sock=sock, backlog=BACKLOG)
+        entry.servers.append((slot, server))
+
+    def _stop_accepting(self, entry: _Open) -> None:
+        if entry.stop_accepting():
+            self._sockets.forget(entry.bind)
 
     def _retire(self, entry: _Open) -> None:
-        asyncio.get_running_loop().call_later(RETIRE_SECONDS, entry.stop_accepting)
+        asyncio.get_running_loop().call_later(RETIRE_SECONDS, self._stop_accepting, entry)
         for connection in list(entry.listener.connections):
             connection.drain()
         self._gone = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.breaker.states import LOCAL, BreakerState, Cause, Change
 from gateway.clock import SECOND, monotonic_ns, wall_ns
@@ -40,7 +40,16 @@ if TYPE_CHECKING:
     from gateway.proxy.graph import Upstream, Worker
     from peers.core.node import Node
 
-__all__ = ["MeshAdapter", "NoMesh", "node_config"]
+__all__ = [
+    "MeshAdapter",
+    "NoMesh",
+    "Place",
+    "join_addresses",
+    "node_config",
+    "sealing_keys",
+]
+
+LOOPBACK = "127.0.0.1"
 
 HASH_KEY_BYTES = 32
 SCOPE_BYTES = 8  # what `Node.scope_key` gives; behind it the credential's hash, if any
@@ -48,19 +57,45 @@ SCOPE_BYTES = 8  # what `Node.scope_key` gives; behind it the credential's hash,
 _CAUSES = (Cause.THROTTLE, Cause.FAILURE)  # their positions are the numbers on the wire
 
 
-def node_config(conf: Conf) -> Config:
+class Place(NamedTuple):
+    """Which of a node's several workers a process is.
+
+    `ports` are those of all workers' mesh sockets. `cluster` and `key` are for the workers of a
+    node without [mesh], which then keep their limits among themselves, on loopback: made at random
+    by the supervisor, so that no other process of the host can be one of them.
+    """
+
+    number: int
+    ports: tuple[int, ...]
+    cluster: str = ""
+    key: bytes = b""
+
+
+def node_config(conf: Conf, place: Place | None = None) -> Config:
     """What the mesh's node is told. Raises ConfigError, which `check` has ruled out."""
     mesh = conf.mesh
-    if mesh is None:
-        raise ValueError("the conf has no [mesh]")
-    bind = (mesh.bind.host, mesh.bind.port)
+    if place is None:
+        if mesh is None:
+            raise ValueError("the conf has no [mesh]")
+        bind = (mesh.bind.host, mesh.bind.port)
+        advertise = (mesh.advertise.host, mesh.advertise.port) if mesh.advertise else bind
+        return Config(
+            conf.node.name, mesh.cluster, bind, advertise, join_addresses(conf), sealing_keys(conf)
+        )
+    own_host = LOOPBACK
+    first_port = place.ports[0]
+    if mesh is not None:
+        own_host = mesh.advertise.host if mesh.advertise else mesh.bind.host
+        first_port = mesh.advertise.port if mesh.advertise else mesh.bind.port
+    # Where [mesh] is, ports follow each other; others may see another first one (a NAT's).
+    told = [(own_host, port - place.ports[0] + first_port) for port in place.ports]
     return Config(
-        name=conf.node.name,
-        cluster=mesh.cluster,
-        bind=bind,
-        advertise=(mesh.advertise.host, mesh.advertise.port) if mesh.advertise else bind,
-        keys=sealing_keys(conf),
-        join=join_addresses(conf),
+        name=f"{conf.node.name}/{place.number}",
+        cluster=mesh.cluster if mesh is not None else place.cluster,
+        bind=(mesh.bind.host if mesh is not None else LOOPBACK, place.ports[place.number]),
+        advertise=told[place.number],
+        join=(*join_addresses(conf), *(at for at in told if at != told[place.number])),
+        keys=sealing_keys(conf) if mesh is not None else (place.key,),
     )
 
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import os
 import random
 import signal
 import socket
-import sys
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -28,40 +25,27 @@ from gateway.conf.changes import cannot_change, diff
 from gateway.conf.faults import ConfError
 from gateway.conf.load import load, placed
 from gateway.conf.schema import Conf
-from gateway.h1.codec import load_codec
-from gateway.listening import Listeners, bind_socket, forget_socket, server_context
-from gateway.mesh import MeshAdapter, NoMesh, join_addresses, node_config, sealing_keys
+from gateway.h1.codec import Codec, load_codec
+from gateway.listening import Listeners, Opening
+from gateway.mesh import MeshAdapter, NoMesh, Place, join_addresses, node_config, sealing_keys
+from gateway.process import configure_log
 from gateway.proxy import pauses
 from gateway.proxy.graph import Worker
 from gateway.proxy.waitroom import WaitRoom
-from gateway.runtime import Assembly
+from gateway.runtime import Assembly, Plan
+from gateway.sockets import OwnSockets, Sockets
+from gateway.systemd import Notifier
 from peers.core.node import Node
 from peers.driver import MeshDriver
 
-__all__ = ["ServeError", "Server", "configure_log", "raise_file_limit", "tune_memory"]
+__all__ = ["Prepared", "ServeError", "Server", "reason_of"]
 
-M_MMAP_THRESHOLD = -3  # mallopt(3)
-MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's initial value, which setting it keeps
 DRAIN_LOOK_SECONDS = 0.02
+JOINING_LOOK_SECONDS = 0.005
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 JOIN_SECONDS = 10.0  # members on a LAN are found within one
 TICK_SECONDS = 0.25  # a ramp that grows 2 % a second moves by half a percent
 PSEUDONYM_PREFIX = "egressd-"
-
-
-def tune_memory() -> None:
-    """Sets the allocator and the collector for a process that holds many connections for long.
-
-    glibc raises its mmap threshold when a large block is freed; the 256 KiB that the loop takes per
-    TLS connection then come from the heap and stay resident (47 KiB an idle connection; 24 with the
-    threshold fixed). What is loaded by now never becomes garbage: the collector need not look at it
-    again, nor look every 700 objects (3 us of 55 per request).
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another libc has another allocator
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _nothing() -> None:
@@ -72,52 +56,46 @@ class ServeError(Exception):
     """The node cannot start: an address is taken, a file is not readable. The text says which."""
 
 
-def configure_log(level: str) -> None:
-    """Process log: one JSON object a line on standard error."""
-    import logging
-
-    def in_order(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-        """When, how grave and what come first in a line; the facts follow."""
-        first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
-        return {**first, **event}
-
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            in_order,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
-
-
-def raise_file_limit() -> int:
-    """Raises the soft limit of open files to the hard one; returns it."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def _reason(error: OSError | ImportError) -> str:
+def reason_of(error: OSError | ImportError) -> str:
     """The text of an error, without the number that the operating system has for it."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+class Prepared(NamedTuple):
+    """A new configuration with everything made that could have failed."""
+
+    conf: Conf
+    plan: Plan
+    codec: Codec
+    openings: list[Opening]
+    logs_anew: bool
+    access_log: AccessLog | None
+    changes: list[str]
 
 
 class Server:
     """One worker from start to stop."""
 
-    def __init__(self, conf: Conf, path: str, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        conf: Conf,
+        path: str,
+        overrides: Sequence[str] = (),
+        *,
+        sockets: Sockets | None = None,
+        notifier: Notifier | None = None,
+        place: Place | None = None,
+    ) -> None:
+        """`place`: which one of a node's several workers this is; its supervisor tells it when to
+        reload and to stop. Raises OSError or ImportError."""
         self.conf = conf
         self.path = path
         self.overrides = tuple(overrides)
-        self.log = structlog.get_logger()
+        self.place = place
+        self.sockets = sockets or OwnSockets()
+        self.notifier = notifier or Notifier()
+        names = {} if place is None else {"worker": place.number}
+        self.log = structlog.get_logger(**names)
         self.reloads = 0
         self.reload_success = True
         self.ready = False
@@ -126,6 +104,7 @@ class Server:
         self._ticking: asyncio.TimerHandle
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._stops = 0
         self._handles_signals = False
         self._refused = ""  # why the mesh does not want this node
@@ -138,15 +117,15 @@ class Server:
             (PSEUDONYM_PREFIX + conf.node.name).encode(),
             random.Random(chance.getrandbits(64)).random,  # noqa: S311 jitter, not secrets
         )
-        self.listeners = Listeners(self.worker)
+        self.listeners = Listeners(self.worker, self.sockets)
         self.worker.waitroom = WaitRoom(self.worker)
         self.worker.note_change = self._log_change
         self.driver: MeshDriver | None = None
         self.mesh: MeshAdapter | NoMesh
-        if conf.mesh is None:
+        if conf.mesh is None and place is None:
             self.mesh = NoMesh(random.SystemRandom().randbytes(32))
         else:
-            node = Node(node_config(conf), chance, monotonic_ns(), wall_ns() // MS)
+            node = Node(node_config(conf, place), chance, monotonic_ns(), wall_ns() // MS)
             self.mesh = MeshAdapter(node, self.worker, self._log_mesh)
             self.mesh.on_refused = self._refused_by_mesh
             self.driver = MeshDriver(node, self.mesh.events)
@@ -163,10 +142,11 @@ class Server:
         Without `signals` (a loop that is not the main thread's) `stop` and `reload` are called.
         """
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.notifier.close)
             try:
                 await self._start(stack)
             except (OSError, ImportError) as error:
-                raise ServeError(_reason(error)) from error
+                raise ServeError(reason_of(error)) from error
             if signals:
                 self._on_signals()
             if self.reload_noted:
@@ -181,9 +161,11 @@ class Server:
                 upstreams=sorted(self.worker.runtime.upstreams),
                 start_ms=(monotonic_ns() - self.started_ns) // MS,
             )
+            self.notifier.ready(self._status())
             self.on_ready()
             await self._serve()
             self.ready = False
+            self.notifier.stopping("draining")
             await self._drain()
         if self._refused:
             raise ServeError(f"mesh: {self._refused}; two members of one name cannot share limits")
@@ -198,28 +180,42 @@ class Server:
         stack.callback(lambda: self._ticking.cancel())
         self.access_log = self._make_access_log(conf)
         stack.push_async_callback(self._stop_access_log)
+        joins = False
         if self.driver is not None:
             await self._start_mesh(self.driver)
             stack.push_async_callback(self.driver.stop)
-            if self._joins_others(conf):
+            joins = self._joins_others(self.driver)
+            if joins:
                 loop = asyncio.get_running_loop()
                 looking = loop.call_later(JOIN_SECONDS, self._look_for_members)
                 stack.callback(looking.cancel)
-        if conf.admin is not None:
+        admin_socket = self.sockets.admin(conf.admin.bind if conf.admin is not None else None)
+        if admin_socket is not None:
             from gateway.admin.app import AdminServer
 
-            sock = bind_socket("admin", conf.admin.bind)
-            interface = AdminServer(self, sock)
-            stack.callback(forget_socket, conf.admin.bind)
+            interface = AdminServer(self, admin_socket)
+            if conf.admin is not None:
+                stack.callback(self.sockets.forget, conf.admin.bind)
             await interface.start()
             stack.push_async_callback(interface.stop)
         stack.callback(self.listeners.abort)
-        await self.listeners.open_new(conf.listen)
+        openings = self.listeners.prepare(conf.listen)
+        stack.callback(self.listeners.undo, openings)
+        if joins:
+            await self._joined()
+        await self.listeners.open(openings)
 
-    def _joins_others(self, conf: Conf) -> bool:
+    async def _joined(self) -> None:
+        """Until peers have told what they know (levels of limits, pauses in force), or none of
+        them has answered in 0.5 s (`Config.joining_ns`)."""
+        # The core has no event for it, and this is once in a process's life.
+        while self.driver is not None and self.driver.node.joining:  # noqa: ASYNC110
+            await asyncio.sleep(JOINING_LOOK_SECONDS)
+
+    def _joins_others(self, driver: MeshDriver) -> bool:
         """Whether `join` names anybody but this node itself."""
-        own = self.driver.node.config.advertise if self.driver is not None else None
-        return any(address != own for address in join_addresses(conf))
+        config = driver.node.config
+        return any(address != config.advertise for address in config.join)
 
     async def _start_mesh(self, driver: MeshDriver) -> None:
         bind = driver.node.config.bind
@@ -231,9 +227,8 @@ class Server:
             await driver.start(sock)
         except OSError as error:
             sock.close()
-            where = self.conf.mesh.bind if self.conf.mesh is not None else bind
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise OSError(error.errno, f"mesh.bind {where}: {reason}") from error
+            raise OSError(error.errno, f"mesh.bind {bind[0]}:{bind[1]}: {reason}") from error
 
     def _on_signals(self) -> None:
         self._handles_signals = True
@@ -262,6 +257,12 @@ class Server:
                 join=[f"{host}:{port}" for host, port in self.driver.node.config.join],
                 drops=dict(self.driver.node.drops),
             )
+
+    def _status(self) -> str:
+        """What `systemctl status` shows."""
+        runtime, conf = self.worker.runtime, self.conf
+        figures = f"{len(runtime.upstreams)} upstreams, {len(conf.route)} routes"
+        return f"serving {figures}, configuration {runtime.generation}"
 
     def reopen_logs(self) -> None:
         """Opens the access log's path again, after it was moved away."""
@@ -331,6 +332,7 @@ class Server:
         self._ticking = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
         now_ns = monotonic_ns()
         self.mesh.tick(now_ns)
+        self.notifier.alive(now_ns)
         for upstream in self.worker.runtime.upstreams.values():
             if upstream.breakers.ramp.climbing:
                 pauses.climb(upstream, now_ns)
@@ -344,59 +346,82 @@ class Server:
 
     async def reload(self) -> bool:
         """Reads the file again: with a fault nothing changes. Returns whether it was taken over."""
+        async with self._reloading:
+            self.notifier.reloading(monotonic_ns())
+            faults = await self._reload_now()
+            for fault in faults:
+                self.log.error("reload refused", fault=fault)
+            refused = f"; reload refused: {faults[0]}" if faults else ""
+            self.notifier.ready(self._status() + refused)
+            return not faults
+
+    async def _reload_now(self) -> list[str]:
+        """What is wrong with the file, where it was not taken over."""
         begun_ns = monotonic_ns()
         try:
             new = await asyncio.to_thread(load, self.path, self.overrides)
             findings = cannot_change(self.conf, new)
             if findings:
                 raise ConfError(placed(findings, self.path, self.overrides))
-            await self._apply(new)
+            prepared = await self.prepare(new)
+            await self.commit(prepared)
         except ConfError as error:
             self.reload_success = False
-            for fault in error.faults:
-                self.log.error("reload refused", fault=str(fault))
-            return False
+            return [str(fault) for fault in error.faults]
         except (OSError, ImportError) as error:
             # A certificate that cannot be read, an address that is taken, a codec not installed.
             self.reload_success = False
-            self.log.error("reload refused", fault=_reason(error))
-            return False
-        self.reload_success = True
-        self.reloads += 1
+            return [reason_of(error)]
+        self.log.info("configuration changed", changes=prepared.changes or ["nothing"])
         self.log.info("reloaded", took_ms=(monotonic_ns() - begun_ns) // MS)
-        return True
+        return []
 
-    async def _apply(self, new: Conf) -> None:
-        """Makes all that can fail, then swaps. Raises OSError or ImportError with nothing done."""
+    async def prepare(self, new: Conf) -> Prepared:
+        """Makes all that can fail. Raises OSError or ImportError with nothing done."""
         old = self.conf
         plan = self.assembly.prepare(new)
         codec = load_codec(new.node.codec)
-        for listen in new.listen:
-            server_context(listen)
         logs_anew = (new.log.access, new.log.format) != (old.log.access, old.log.format)
-        access_log = self._make_access_log(new) if logs_anew else self.access_log
+        access_log = self._make_access_log(new) if logs_anew else None
         try:
-            await self.listeners.open_new(new.listen)
+            openings = self.listeners.prepare(new.listen)
         except OSError:
-            if logs_anew and access_log is not None:
+            if access_log is not None:
                 await access_log.discard()
             raise
+        return Prepared(new, plan, codec, openings, logs_anew, access_log, diff(old, new))
+
+    async def discard(self, prepared: Prepared) -> None:
+        """Takes `prepare` back."""
+        self.listeners.undo(prepared.openings)
+        if prepared.access_log is not None:
+            await prepared.access_log.discard()
+
+    async def commit(self, prepared: Prepared) -> None:
+        """Swaps. Raises OSError with nothing done where the loop does not take a socket."""
+        old, new = self.conf, prepared.conf
+        try:
+            await self.listeners.open(prepared.openings)
+        except OSError:
+            await self.discard(prepared)
+            raise
         # From here on nothing fails.
-        changes = diff(old, new)
-        self.worker.runtime = self.assembly.commit(plan)
-        self.worker.codec = codec
+        self.worker.runtime = self.assembly.commit(prepared.plan)
+        self.worker.codec = prepared.codec
         self.listeners.settle(new.listen)
         self.conf = new
         if new.log.level != old.log.level:
             configure_log(new.log.level)
         if self.driver is not None:
-            self.driver.node.set_keys(sealing_keys(new))
+            if new.mesh is not None:
+                self.driver.node.set_keys(sealing_keys(new))
             if join_addresses(new) != join_addresses(old):
-                self.driver.set_join(join_addresses(new))
-        self.log.info("configuration changed", changes=changes or ["nothing"])
+                self.driver.set_join(node_config(new, self.place).join)
         self.assembly.rejoin_held()
-        if logs_anew:
-            old_log, self.access_log = self.access_log, access_log
+        self.reload_success = True
+        self.reloads += 1
+        if prepared.logs_anew:
+            old_log, self.access_log = self.access_log, prepared.access_log
             if old_log is not None:
                 await old_log.stop()
 

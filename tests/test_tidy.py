@@ -67,7 +67,7 @@ DOORS = {
     "rich": ("gateway/cli.py", "gateway/plan.py", "gateway/demo/"),
     "matplotlib": ("gateway/plan.py",),
     "uvloop": ("gateway/cli.py", "gateway/server.py", "gateway/supervisor.py", "gateway/demo/"),
-    "structlog": ("gateway/server.py", "gateway/supervisor.py"),
+    "structlog": ("gateway/server.py", "gateway/process.py", "gateway/supervisor.py"),
     "http_sf": ("gateway/breaker/",),
 }
 

@@ -33,16 +33,10 @@ def _equals(unavailable_value: str) -> Callable[[Any, Any], bool]:
     return lambda value, _: bool(value == unavailable_value)
 
 
-def _kind(unavailable_kind: str) -> Callable[[Any, Any], bool]:
-    return lambda value, _: bool(value.kind == unavailable_kind)
-
-
 # To make a key available: take its row out. The tests then name the lines of the reference file
 # and the cases that go with it.
 NOT_YET: tuple[Row, ...] = (
     Row("node.workers", lambda value, _: value != 1, "more than one process", "use 1"),
-    Row("listen.*.bind", _kind("systemd"), '"systemd:NAME"', 'use "HOST:PORT" or "unix:PATH"'),
-    Row("admin.bind", _kind("systemd"), '"systemd:NAME"', 'use "HOST:PORT" or "unix:PATH"'),
     Row(
         "upstream.*.limit.*.sync",
         lambda value, limit: limit.algorithm == "window" and value == "exact",

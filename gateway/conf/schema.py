@@ -130,7 +130,7 @@ class Mesh(Section):
 class Admin(Section):
     """The admin interface; absent: none."""
 
-    bind: BindField = option("127.0.0.1:9901", '"HOST:PORT" or "unix:PATH".')
+    bind: BindField = option("127.0.0.1:9901", '"HOST:PORT", "unix:PATH" or "systemd:NAME".')
     token: SecretField | None = option(
         None, "Demanded of callers; needed where the bind is not loopback or a unix socket."
     )

@@ -230,6 +230,11 @@ class Node:
         self.config = dataclasses.replace(self.config, keys=tuple(keys))
         self._keyring.replace(keys)
 
+    @property
+    def joining(self) -> bool:
+        """True until members have told what they know, or nobody did in `joining_ns`."""
+        return self._counters.joining
+
     def leave(self, now_ns: int) -> None:
         """Says good-bye in the datagrams that leave next; peers stop reserving for this node."""
         frame = join_items(Kind.MEMBERS, [b"\x00", pack(self._members.leave())])
@@ -531,7 +536,7 @@ class Node:
             "live": self._members.live_count,
             "known": self._members.known_count,
             "refused": self._handshake.refused,
-            "joining": self._counters.joining,
+            "joining": self.joining,
             "datagrams_received": self.datagrams_received,
             "bytes_received": self.bytes_received,
             "datagrams_sent": self._outbox.datagrams_sent,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -100,7 +101,8 @@ def make_conf() -> MakeConf:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[MakeNode]:
-    """Starts one node: `node(origin, upstream=, more=, name=, settings=, mesh=, ports=)`."""
+    """Starts one node: `node(origin, upstream=, more=, name=, settings=, mesh=, ports=, text=,
+    environ=, sockets=)`; `text` is a whole conf of its own."""
     started: list[NodeProcess] = []
     with ExitStack() as stack:
 
@@ -114,11 +116,14 @@ def node(tmp_path: Path) -> Iterator[MakeNode]:
             mesh: str = "",
             ports: Ports | None = None,
             wait: bool = True,
+            text: str = "",
+            environ: Mapping[str, str] | None = None,
+            sockets: Sequence[tuple[str, socket.socket]] = (),
         ) -> NodeProcess:
             ports = ports or free_ports(1)[0]
             url = origin if isinstance(origin, str) else origin.url
-            text = conf_text(name, ports, url, upstream, mesh, more)
-            process = NodeProcess(name, tmp_path, ports, text, settings)
+            text = text or conf_text(name, ports, url, upstream, mesh, more)
+            process = NodeProcess(name, tmp_path, ports, text, settings, environ, sockets)
             stack.callback(process.close)
             started.append(process)
             process.start()

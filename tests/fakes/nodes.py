@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,17 @@ START_SECONDS = 15.0  # an interpreter and its imports take half a second on an 
 STOP_SECONDS = 8.0
 LOOK_SECONDS = 0.02
 COMMAND = (sys.executable, "-m", "gateway")
+# What systemd does between fork and exec: the sockets are descriptors from 3 on, for this process.
+ACTIVATE = """
+import fcntl, os, sys
+fds, names, *command = sys.argv[1:]
+copies = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in fds.split(",")]
+for number, copy in enumerate(copies, 3):
+    os.dup2(copy, number)
+    os.close(copy)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(copies)), LISTEN_FDNAMES=names)
+os.execv(command[0], command)
+"""
 
 
 def until(condition: Callable[[], object], seconds: float, what: str) -> None:
@@ -67,8 +78,16 @@ class NodeProcess:
     """One node. Its conf file can be written anew; its log goes to a file."""
 
     def __init__(
-        self, name: str, folder: Path, ports: Ports, conf: str, settings: Sequence[str] = ()
+        self,
+        name: str,
+        folder: Path,
+        ports: Ports,
+        conf: str,
+        settings: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        sockets: Sequence[tuple[str, socket.socket]] = (),
     ) -> None:
+        """`sockets` are passed on by name as systemd does."""
         self.name = name
         self.ports = ports
         self.path = folder / f"{name}.toml"
@@ -78,6 +97,8 @@ class NodeProcess:
         self.expected_status = 0
         self._asked_to_end = False
         self._settings = tuple(settings)
+        self._environ = dict(environ or {})
+        self._sockets = tuple(sockets)
         self._process: subprocess.Popen[bytes] | None = None
         self.path.write_text(conf)
 
@@ -99,10 +120,20 @@ class NodeProcess:
         command = [*COMMAND, "run", "-c", str(self.path)]
         for setting in self._settings:
             command += ["--set", setting]
+        fds = [sock.fileno() for _, sock in self._sockets]
+        if fds:
+            names = ":".join(name for name, _ in self._sockets)
+            command = [sys.executable, "-c", ACTIVATE, ",".join(map(str, fds)), names, *command]
         self.killed = self._asked_to_end = False
         with self.log_path.open("ab") as log, self.stdout_path.open("ab") as out:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, process_group=0
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                process_group=0,
+                pass_fds=fds,
+                env={**os.environ, **self._environ},
             )
 
     def wait_ready(self, seconds: float = START_SECONDS) -> None:

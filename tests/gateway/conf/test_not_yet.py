@@ -22,14 +22,6 @@ REDIS = '[redis]\nurl = "redis://r"\n'
 # A row that goes from the table takes its case with it.
 CASES = {
     ("node.workers", "more than one process"): ("[node]\nworkers = 2", "2: node.workers"),
-    ("listen.*.bind", '"systemd:NAME"'): (
-        'listen = [{ bind = "127.0.0.1:1" },\n{ bind = "systemd:web" }]',
-        "2: listen.1.bind",
-    ),
-    ("admin.bind", '"systemd:NAME"'): (
-        '[admin]\nbind = "systemd:admin"\ntoken.env = "TOKEN"',
-        "2: admin.bind",
-    ),
     ("upstream.*.limit.*.sync", '"exact" with a window'): (
         RATE + 'sync = "exact"\nalgorithm = "window"',
         "6: upstream.a.limit.0.sync",

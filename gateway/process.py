@@ -1,0 +1,65 @@
+"""What a process sets for itself before it serves: its memory, its files, its log."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import structlog
+
+__all__ = ["configure_log", "raise_file_limit", "tune_memory"]
+
+M_MMAP_THRESHOLD = -3  # mallopt(3)
+MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's initial value, which setting it keeps
+
+
+def tune_memory() -> None:
+    """Sets the allocator and the collector for a process that holds many connections for long.
+
+    glibc raises its mmap threshold when a large block is freed; the 256 KiB that the loop takes per
+    TLS connection then come from the heap and stay resident (47 KiB an idle connection; 24 with the
+    threshold fixed). What is loaded by now never becomes garbage: the collector need not look at it
+    again, nor look every 700 objects (3 us of 55 per request).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another libc has another allocator
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def configure_log(level: str) -> None:
+    """Process log: one JSON object a line on standard error."""
+    import logging
+
+    def in_order(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        """When, how grave and what come first in a line; the facts follow."""
+        first = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+        return {**first, **event}
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            in_order,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def raise_file_limit() -> int:
+    """Raises the soft limit of open files to the hard one; returns it."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
