@@ -14,7 +14,8 @@ The life of a request, by room:
 Floors (imports go downward only; tests/test_tidy.py holds them):
 
     5  cli server runtime registry demo              composition: signals, uvloop, peers.driver
-       listening sockets systemd process             and what it needs of the operating system
+       supervisor crew control worker                several workers as one node
+       listening sockets ports systemd process       what it needs of the operating system
     4  admin mesh accesslog                          cold readers
     3  proxy (hot)   connectors (cold)               asyncio from here up
     2  conf routes

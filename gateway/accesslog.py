@@ -12,9 +12,11 @@ import functools
 import json
 import os
 import queue
+import select
+import stat
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -128,15 +130,20 @@ def text_line(record: AccessRecord) -> str:
 class AccessLog:
     """Writes to standard output or a file; `reopen` after the file was moved away.
 
+    With `shared` other processes write there too. A write to a file opened with O_APPEND lands
+    whole; in a pipe only one of up to PIPE_BUF octets does (pipe(7)), so that lines go there in
+    pieces of that size: only a line that is longer by itself may be torn.
+
     Raises OSError from `open` where the path cannot be written. Lines that could not be written
     are counted in the worker's `ring_dropped`, as those that found the ring full.
     """
 
-    def __init__(self, worker: Worker, target: str, form: str) -> None:
+    def __init__(self, worker: Worker, target: str, form: str, *, shared: bool = False) -> None:
         self.target = target
         self.format = form
         self._worker = worker
         self._line: Callable[[AccessRecord], str] = json_line if form == "json" else text_line
+        self._shared = shared
         self._fd = -1
         self._task: asyncio.Task[None] | None = None
         self._writing = 0  # lines that the thread was given last
@@ -157,7 +164,7 @@ class AccessLog:
             except OSError as error:
                 raise OSError(error.errno, f"log.access: {self.target}: {error.strerror}") from None
         if old >= 0:
-            self._jobs.put(_Job(old, b"", None, None))  # closed behind the lines that are for it
+            self._jobs.put(_Job(old, b""))  # closed behind the lines that are for it
 
     reopen = open
 
@@ -202,14 +209,19 @@ class AccessLog:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _close(self) -> None:
-        self._jobs.put(_Job(self._fd, b"", None, None))
+        self._jobs.put(_Job(self._fd, b""))
         self._jobs.put(None)
 
     async def _write(self, data: bytes) -> None:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        self._jobs.put(_Job(self._fd, data, loop, done))
+        self._jobs.put(_Job(self._fd, data, loop, done, self._piece_bytes_max()))
         await done
+
+    def _piece_bytes_max(self) -> int:
+        """0: all at once."""
+        whole = not self._shared or stat.S_ISREG(os.fstat(self._fd).st_mode)
+        return 0 if whole else select.PIPE_BUF
 
     async def _drain_forever(self) -> None:
         while True:
@@ -222,8 +234,20 @@ class _Job(NamedTuple):
 
     fd: int
     data: bytes
-    loop: asyncio.AbstractEventLoop | None
-    done: asyncio.Future[None] | None
+    loop: asyncio.AbstractEventLoop | None = None
+    done: asyncio.Future[None] | None = None
+    piece_bytes_max: int = 0
+
+
+def _pieces(data: bytes, bytes_max: int) -> Iterator[memoryview]:
+    """Whole lines, as many as fit into `bytes_max` but at least one; 0: all of them."""
+    begin = 0
+    while begin < len(data):
+        end = data.rfind(b"\n", begin, begin + bytes_max) if bytes_max else len(data) - 1
+        if end < 0:
+            end = data.index(b"\n", begin)
+        yield memoryview(data)[begin : end + 1]
+        begin = end + 1
 
 
 def _write_for_ever(jobs: queue.SimpleQueue[_Job | None]) -> None:
@@ -233,9 +257,10 @@ def _write_for_ever(jobs: queue.SimpleQueue[_Job | None]) -> None:
             continue
         error: OSError | None = None
         try:
-            view = memoryview(job.data)
-            while view:
-                view = view[os.write(job.fd, view) :]
+            for piece in _pieces(job.data, job.piece_bytes_max):
+                view = piece
+                while view:
+                    view = view[os.write(job.fd, view) :]
         except OSError as failed:
             error = failed
         with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile

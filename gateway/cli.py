@@ -53,16 +53,21 @@ main.add_command(sim)
     help="Overrides one key of the file, e.g. --set node.name=gw-2.",
 )
 def run(path: str, overrides: tuple[str, ...]) -> None:
-    """Serve. SIGHUP reloads, SIGTERM drains, SIGUSR1 reopens the log."""
+    """Serve. SIGHUP reloads, SIGTERM drains, SIGUSR1 reopens the log.
+
+    With several workers SIGUSR2 replaces them, one after the other.
+    """
     # Signals that come while the node starts: a reload is remembered, the log is not open yet.
     noted: list[int] = []
     signal.signal(signal.SIGHUP, lambda number, _: noted.append(number))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     import uvloop
 
     from gateway.process import configure_log, raise_file_limit, tune_memory
     from gateway.server import ServeError, Server
     from gateway.sockets import OwnSockets, inherited_sockets
+    from gateway.supervisor import Supervisor, worker_count
     from gateway.systemd import Notifier
 
     conf = _load(path, overrides)
@@ -76,7 +81,9 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
             sockets = OwnSockets(inherited_sockets(os.environ))
         except OSError as error:
             raise ServeError(str(error)) from error
-        server = Server(conf, path, overrides, sockets=sockets, notifier=notifier)
+        several = worker_count(conf) > 1
+        kind = Supervisor if several else Server
+        server = kind(conf, path, overrides, sockets=sockets, notifier=notifier)
         server.reload_noted = bool(noted)
         await server.run()
 
@@ -86,6 +93,15 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
     except ServeError as error:
         click.echo(f"egressd: {error}", err=True)
         sys.exit(1)
+
+
+@main.command(hidden=True)
+@click.argument("fd", type=int)
+def worker(fd: int) -> None:
+    """One of several workers, as its supervisor starts it: FD is the channel between them."""
+    from gateway.worker import run_worker
+
+    sys.exit(run_worker(fd))
 
 
 @main.command()
@@ -111,7 +127,7 @@ def check(path: str, overrides: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo("[]")
         return
-    members = members_expected(conf)
+    members = members_expected(conf, len(os.sched_getaffinity(0)))
     for line in account(conf, members):
         click.echo(line)
     for line in warnings(conf, members):

@@ -117,9 +117,9 @@ class Listeners:
         for opening in openings:
             await self._open_one(opening)
 
-    async def lend(self, slot: int, conf: Listen, sock: socket.socket) -> None:
-        """Accepts for another worker too, until `return_slot`."""
-        entry = self._open.get(str(conf.bind))
+    async def lend(self, slot: int, name: str, sock: socket.socket) -> None:
+        """Accepts from another worker's socket of that listener too, until `return_slot`."""
+        entry = self._open.get(name)
         if entry is None:
             sock.close()
         else:

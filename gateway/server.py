@@ -191,9 +191,9 @@ class Server:
                 stack.callback(looking.cancel)
         admin_socket = self.sockets.admin(conf.admin.bind if conf.admin is not None else None)
         if admin_socket is not None:
-            from gateway.admin.app import AdminServer
+            from gateway.admin.app import AdminServer, make_app
 
-            interface = AdminServer(self, admin_socket)
+            interface = AdminServer(make_app(self), admin_socket)
             if conf.admin is not None:
                 stack.callback(self.sockets.forget, conf.admin.bind)
             await interface.start()
@@ -238,9 +238,13 @@ class Server:
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         loop.add_signal_handler(signal.SIGUSR1, self.reopen_logs)
 
-    def stop(self) -> None:
-        """Begins to drain; said twice, ends at once."""
-        self._stops += 1
+    def stop(self, *, at_once: bool | None = None) -> None:
+        """Begins to drain; said twice, or with `at_once`, ends at once. False: drains, however
+        often it is said."""
+        if at_once is None:
+            self._stops += 1
+        else:
+            self._stops = max(self._stops, 2 if at_once else 1)
         self._stop.set()
 
     def _refused_by_mesh(self, reason: str) -> None:
@@ -429,7 +433,8 @@ class Server:
         """An open log that drains, or None where it is off. Raises OSError."""
         if conf.log.access == "off":
             return None
-        access_log = AccessLog(self.worker, conf.log.access, conf.log.format)
+        shared = self.place is not None
+        access_log = AccessLog(self.worker, conf.log.access, conf.log.format, shared=shared)
         access_log.open()
         access_log.start()
         return access_log

@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +18,9 @@ from gateway.conf.values import Bind
 
 __all__ = [
     "BACKLOG",
+    "EVERYBODY",
     "OwnSockets",
+    "SharedSockets",
     "Sockets",
     "bind_socket",
     "forget_socket",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
+EVERYBODY = -1  # the slot of sockets that all workers accept from
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 # As many listeners as a conf may have, each as IPv4 and IPv6 socket.
 INHERITED_MAX = 512
@@ -87,6 +90,78 @@ class OwnSockets:
 
     def forget(self, bind: Bind) -> None:
         forget_socket(bind)
+
+
+class SharedSockets:
+    """The sockets of all workers of a node, which the supervisor binds and keeps.
+
+    Each worker accepts from a socket of its own that is bound to the same address: the kernel
+    spreads connections over them by a hash, evenly and without waking all workers for each. A
+    worker that dies leaves its socket behind, with whoever waits in its queue: a sibling accepts
+    there (the slot is lent) until the worker is back. Unix sockets and those of systemd are one
+    socket for all, and whoever is awake first accepts.
+    """
+
+    def __init__(self, workers: int, own: OwnSockets) -> None:
+        self._workers = workers
+        self._own = own
+        self._held: dict[str, tuple[Bind, list[tuple[int, socket.socket]]]] = {}
+
+    def bind_new(self, binds: Iterable[Bind]) -> list[Bind]:
+        """Binds those that are not held, and says which. Raises OSError with none of them held."""
+        new: list[Bind] = []
+        try:
+            for bind in binds:
+                if str(bind) not in self._held:
+                    self._held[str(bind)] = bind, self._bind(bind)
+                    new.append(bind)
+        except OSError:
+            self.release(new)
+            raise
+        return new
+
+    def keep_only(self, binds: Iterable[Bind]) -> None:
+        """Lets go of all others."""
+        names = set(map(str, binds))
+        self.release([bind for name, (bind, _) in self._held.items() if name not in names])
+
+    def release(self, binds: Iterable[Bind]) -> None:
+        """Closes this process's copies: what workers hold of them stays open."""
+        for bind in list(binds):
+            for _, sock in self._held.pop(str(bind))[1]:
+                sock.close()
+            self._own.forget(bind)
+
+    def of_slots(
+        self, slots: Collection[int], binds: Iterable[Bind] | None = None
+    ) -> list[tuple[str, int, int]]:
+        """(address, slot, descriptor) of these workers' own sockets; all addresses, or some."""
+        names = self._held if binds is None else map(str, binds)
+        return [
+            (name, slot, sock.fileno())
+            for name in names
+            for slot, sock in self._held[name][1]
+            if slot in slots
+        ]
+
+    def _bind(self, bind: Bind) -> list[tuple[int, socket.socket]]:
+        if bind.kind != "tcp":
+            return [(EVERYBODY, sock) for _, sock in self._own.take(bind)]
+        # With SO_REUSEPORT a second node started by mistake would take half of the connections:
+        # a socket without it finds out whether somebody listens.
+        bind_socket("listen", bind).close()
+        sockets: list[tuple[int, socket.socket]] = []
+        try:
+            for slot in range(self._workers):
+                sock = bind_socket("listen", bind, reuse_port=True)
+                sockets.append((slot, sock))
+                listen("listen", bind, sock)
+                bind = bind._replace(port=sock.getsockname()[1])  # 0: all take the first one's
+        except OSError:
+            for _, sock in sockets:
+                sock.close()
+            raise
+        return sockets
 
 
 def bind_socket(what: str, bind: Bind, *, reuse_port: bool = False) -> socket.socket:

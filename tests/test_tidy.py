@@ -66,7 +66,7 @@ DOORS = {
     "click": ("gateway/cli.py", "gateway/plan.py", "gateway/demo/"),
     "rich": ("gateway/cli.py", "gateway/plan.py", "gateway/demo/"),
     "matplotlib": ("gateway/plan.py",),
-    "uvloop": ("gateway/cli.py", "gateway/server.py", "gateway/supervisor.py", "gateway/demo/"),
+    "uvloop": ("gateway/cli.py", "gateway/worker.py", "gateway/demo/"),
     "structlog": ("gateway/server.py", "gateway/process.py", "gateway/supervisor.py"),
     "http_sf": ("gateway/breaker/",),
 }

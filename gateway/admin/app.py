@@ -13,7 +13,7 @@ import hmac
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from gateway.admin.views import Served
+    from gateway.conf.schema import Conf
 
-__all__ = ["AdminServer", "make_app"]
+__all__ = ["AdminServer", "json_answer", "make_app", "token_gate"]
 
 # A monitor, a scraper, `top`, a few curls, and as many again that hang.
 CONNECTIONS_MAX = 1024
@@ -43,21 +44,28 @@ STOP_SECONDS = 1
 OPEN_PATHS = frozenset({"/live", "/ready"})
 
 
+class Configured(Protocol):
+    """Whoever has the configuration in force."""
+
+    @property
+    def conf(self) -> Conf: ...
+
+
 def make_app(served: Served) -> ASGIApp:
     """The ASGI application that shows `served`."""
     metrics = NodeMetrics(served)
 
     async def live(request: Request) -> Response:
-        return _json(200, live_document())
+        return json_answer(200, live_document())
 
     async def ready(request: Request) -> Response:
-        return _json(*ready_document(served))
+        return json_answer(*ready_document(served))
 
     async def show_metrics(request: Request) -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     async def node(request: Request) -> Response:
-        return _json(200, node_document(served))
+        return json_answer(200, node_document(served))
 
     routes = [
         _route("/live", live),
@@ -66,14 +74,20 @@ def make_app(served: Served) -> ASGIApp:
         _route("/api/v1/node", node),
     ]
     app: ASGIApp = Starlette(routes=routes)
-    return _TokenGate(app, served)
+    return token_gate(app, served)
+
+
+def token_gate(app: ASGIApp, configured: Configured) -> ASGIApp:
+    """The application behind the token that the conf in force demands, if any."""
+    return _TokenGate(app, configured)
 
 
 def _route(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
     return Route(path, endpoint, methods=["GET"])
 
 
-def _json(status: int, document: dict[str, Any]) -> Response:
+def json_answer(status: int, document: dict[str, Any]) -> Response:
+    """A JSON answer, not to be stored."""
     body = json.dumps(document, separators=(",", ":")).encode() + b"\n"
     headers = {"cache-control": "no-store"}
     return Response(body, status, headers, media_type="application/json")
@@ -85,16 +99,16 @@ class _TokenGate:
     The token is read for each request, because a reload may have changed it.
     """
 
-    def __init__(self, app: ASGIApp, served: Served) -> None:
+    def __init__(self, app: ASGIApp, configured: Configured) -> None:
         self._app = app
-        self._served = served
+        self._configured = configured
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            admin = self._served.conf.admin
+            admin = self._configured.conf.admin
             token = admin.token if admin is not None else None
             if token is not None and not _shows(scope, token.reveal()):
-                answer = _json(401, {"error": "a bearer token is needed"})
+                answer = json_answer(401, {"error": "a bearer token is needed"})
                 answer.headers["www-authenticate"] = 'Bearer realm="egressd admin"'
                 await answer(scope, receive, send)
                 return
@@ -157,14 +171,14 @@ class _Uvicorn(uvicorn.Server):
 
 
 class AdminServer:
-    """Serves the admin interface of a worker on a bound socket, which it owns from now on."""
+    """Serves the admin interface on a bound socket, which it owns from now on."""
 
-    def __init__(self, served: Served, sock: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
         self._sock = sock
         self._task: asyncio.Task[None] | None = None
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
-                make_app(served),
+                app,
                 http=_Protocol,
                 ws="none",
                 lifespan="off",

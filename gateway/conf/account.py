@@ -23,12 +23,13 @@ _CADENCE_MAX_NS = 200 * MS
 _DELAY_NS = 5 * MS // 2  # 99th percentile one way on a LAN (0.3 to 1.8 ms) and the loop's own lag
 
 
-def members_expected(conf: Conf) -> int:
+def members_expected(conf: Conf, cores: int = 1) -> int:
     """How many members the mesh will have, as far as the file tells.
 
-    Each `join` entry is one, also a dns: name; without any, the node's own workers.
+    Each `join` entry is a node, also a dns: name, with as many workers as this one, whose host has
+    so many cores.
     """
-    workers = conf.node.workers if isinstance(conf.node.workers, int) else 1
+    workers = conf.node.workers if isinstance(conf.node.workers, int) else cores
     if conf.mesh is None:
         return workers
     return max(1, len(conf.mesh.join)) * workers

@@ -23,6 +23,7 @@ _HEAD_BYTES_MIN = 1 << 10  # below it ordinary requests with a cookie fail
 _HEAD_BYTES_MAX = 1 << 20  # held for each connection while it comes in
 _BODY_BYTES_MAX = 16 << 20  # held for each exchange that may be retried
 _PORT_MAX = 65535
+_WORKER_NAME_MAX = 61  # a member's name has 64, and "/31" stands behind it
 
 
 def faults(conf: Conf, declared_upstreams: Collection[str] = ()) -> list[Finding]:
@@ -40,6 +41,9 @@ def faults(conf: Conf, declared_upstreams: Collection[str] = ()) -> list[Finding
         *route_faults(conf.route, upstreams),
         *_files(conf),
     ]
+    if conf.node.workers != 1 and len(conf.node.name) > _WORKER_NAME_MAX:
+        message = f"has more than {_WORKER_NAME_MAX} characters; workers add their number to it"
+        found.append(Finding(("node", "name"), message))
     if conf.mesh is not None:
         found += _mesh(conf.mesh, conf.node.workers)
     if conf.admin is not None and conf.admin.token is None and not conf.admin.bind.is_loopback:
@@ -80,7 +84,10 @@ def _sockets(conf: Conf) -> Iterator[Finding]:
     if conf.admin is not None:
         binds.append((("admin", "bind"), conf.admin.bind))
     if conf.mesh is not None:
-        binds.append((("mesh", "bind"), conf.mesh.bind))
+        at = conf.mesh.bind
+        workers = conf.node.workers if isinstance(conf.node.workers, int) else 1
+        for number in range(workers if at.kind == "tcp" else 1):
+            binds.append((("mesh", "bind"), at._replace(port=at.port + number)))
     for position, (path, bind) in enumerate(binds):
         for earlier_path, earlier in binds[:position]:
             if _collide(bind, earlier):
@@ -102,8 +109,11 @@ def _mesh(mesh: Mesh, workers: int | str) -> Iterator[Finding]:
     if mesh.bind.kind != "tcp" or mesh.bind.port == 0:
         yield Finding(("mesh", "bind"), 'must be "HOST:PORT"; members find each other by the port')
         return
-    if isinstance(workers, int) and mesh.bind.port + workers - 1 > _PORT_MAX:
-        yield Finding(("mesh", "bind"), f"port + workers - 1 is more than {_PORT_MAX}")
+    if isinstance(workers, int):
+        told = mesh.advertise.port if mesh.advertise is not None else 0
+        for name, port in (("bind", mesh.bind.port), ("advertise", told)):
+            if port + workers - 1 > _PORT_MAX:
+                yield Finding(("mesh", name), f"port + workers - 1 is more than {_PORT_MAX}")
     if mesh.bind.is_wildcard and mesh.advertise is None:
         message = "is missing; it is demanded with a wildcard `bind`: the node's own address"
         yield Finding(("mesh", "advertise"), message)

@@ -86,7 +86,7 @@ _PREFIX = re.compile(_PREFIX_PATTERN[1:-1])
 _PREFIX_CHARACTERS_MAX = 1024
 # RFC 9110 section 5.5: visible octets, space and tab; each character is one octet on the wire.
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-_WORKERS_MAX = 64  # workers are members, and a full mesh is built for 32; a lone host may use more
+_WORKERS_MAX = 32  # each is a member, and a full mesh is built for 32
 
 CONDITION_WORDS = ("connect", "timeout", "reset")
 

@@ -36,7 +36,6 @@ def _equals(unavailable_value: str) -> Callable[[Any, Any], bool]:
 # To make a key available: take its row out. The tests then name the lines of the reference file
 # and the cases that go with it.
 NOT_YET: tuple[Row, ...] = (
-    Row("node.workers", lambda value, _: value != 1, "more than one process", "use 1"),
     Row(
         "upstream.*.limit.*.sync",
         lambda value, limit: limit.algorithm == "window" and value == "exact",

@@ -241,6 +241,18 @@ class NodeProcess:
             f"{self.name} ended with {status}:\n{self.log_text()}"
         )
         assert "Traceback" not in self.log_text(), self.log_text()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, 0)
-            raise AssertionError(f"{self.name} left a process behind")
+        left = alive_in_group(process.pid)
+        assert not left, f"{self.name} left processes behind: {left}"
+
+
+def alive_in_group(group: int) -> list[int]:
+    """The processes of that group. One that has ended and waits for its parent is none: where the
+    parent was killed, that is up to the system's first process."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                state, _, pgrp, *_ = (entry / "stat").read_text().rsplit(") ", 1)[1].split()
+                if int(pgrp) == group and state != "Z":
+                    found.append(int(entry.name))
+    return found

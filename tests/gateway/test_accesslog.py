@@ -223,3 +223,25 @@ def _read(fd: int) -> bytes:
     except BlockingIOError:
         pass
     return found
+
+
+def test_what_several_processes_write_to_a_pipe_is_not_torn() -> None:
+    """Pieces of whole lines that a pipe takes as one; to a file, and alone, all goes at once."""
+    long = NORMAL._replace(target=b"/" + b"x" * 5000)
+    log = AccessLog(worker(), "stdout", "json", shared=True)
+    read, log._fd = os.pipe()
+    lines = [json_line(NORMAL)] * 30 + [json_line(long)] + [json_line(NORMAL)] * 2
+    data = ("\n".join(lines) + "\n").encode()
+    assert log._piece_bytes_max() == 4096
+    pieces = [bytes(piece) for piece in accesslog._pieces(data, 4096)]
+    assert b"".join(pieces) == data
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert [len(piece) <= 4096 or piece.count(b"\n") == 1 for piece in pieces] == [True] * len(
+        pieces
+    )
+    assert len(pieces) == 5
+    assert [bytes(piece) for piece in accesslog._pieces(data, 0)] == [data]
+    alone = AccessLog(worker(), "stdout", "json")
+    assert alone._piece_bytes_max() == 0
+    for fd in (read, log._fd):
+        os.close(fd)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.admin import app as module
-from gateway.admin.app import AdminServer
+from gateway.admin.app import AdminServer, make_app
 
 MakeServed = Callable[..., Any]
 Ask = Callable[..., Awaitable[tuple[int, bytes, bytes]]]
@@ -22,7 +22,7 @@ def serve(served: Any, scenario: Callable[[Ask, int], Awaitable[None]]) -> None:
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-        admin = AdminServer(served, sock)
+        admin = AdminServer(make_app(served), sock)
         await admin.start()
 
         async def ask(
@@ -212,7 +212,7 @@ def test_it_stops_although_connections_are_open(make_served: MakeServed) -> None
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-        admin = AdminServer(make_served(), sock)
+        admin = AdminServer(make_app(make_served()), sock)
         await admin.start()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /live HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -232,6 +232,6 @@ def test_a_socket_that_cannot_listen_is_an_error(make_served: MakeServed) -> Non
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind(("127.0.0.1", 0))
         with pytest.raises((OSError, ValueError)):
-            await AdminServer(make_served(), sock).start()
+            await AdminServer(make_app(make_served()), sock).start()
 
     asyncio.run(run())

@@ -43,6 +43,22 @@ CASES = [
         "1: listen.0.tls.cert: the file",
     ),
     ("[mesh]\nkeys = [{ env = 'KEY' }]", "1: mesh.advertise: is missing"),
+    (
+        '[node]\nworkers = 3\n[mesh]\nbind = "127.0.0.1:8078"',
+        "4: mesh.bind: '127.0.0.1:8080' is taken by listen.0.bind",
+    ),
+    (
+        '[node]\nworkers = 2\n[mesh]\nbind = "127.0.0.1:65535"',
+        "4: mesh.bind: port + workers - 1 is more than 65535",
+    ),
+    (
+        '[node]\nworkers = 2\n[mesh]\nbind = "127.0.0.1:1"\nadvertise = "127.0.0.1:65535"',
+        "5: mesh.advertise: port + workers - 1 is more than 65535",
+    ),
+    (
+        f'[node]\nworkers = "auto"\nname = "{"n" * 62}"',
+        "3: node.name: has more than 61 characters; workers add their number to it",
+    ),
     ('[mesh]\nbind = "unix:/a"', '2: mesh.bind: must be "HOST:PORT"'),
     ('[mesh]\nbind = "127.0.0.1:0"', '2: mesh.bind: must be "HOST:PORT"'),
     ('[mesh]\nbind = "10.0.0.1:7946"', "1: mesh.keys: is missing; without keys only a loopback"),

@@ -21,7 +21,6 @@ REDIS = '[redis]\nurl = "redis://r"\n'
 # For each row, by its key and what of it is unavailable: a text, and the place of its one fault.
 # A row that goes from the table takes its case with it.
 CASES = {
-    ("node.workers", "more than one process"): ("[node]\nworkers = 2", "2: node.workers"),
     ("upstream.*.limit.*.sync", '"exact" with a window'): (
         RATE + 'sync = "exact"\nalgorithm = "window"',
         "6: upstream.a.limit.0.sync",
@@ -61,12 +60,6 @@ def test_a_limit_in_redis_is_refused_beside_its_store(judged: Judged) -> None:
     assert judged(REDIS + RATE + 'sync = "redis"') == [
         f"1: redis: {_message(_row('redis', ''))}",
         f"8: upstream.a.limit.0.sync: {_message(_row(*REDIS_SYNC))}",
-    ]
-
-
-def test_as_many_processes_as_cores_are_more_than_one(judged: Judged) -> None:
-    assert judged('[node]\nworkers = "auto"') == [
-        "2: node.workers: more than one process is not available in this version; use 1"
     ]
 
 
