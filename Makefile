@@ -5,7 +5,8 @@ COMPILED := .venv-compiled
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: env compiled demo test test-slow bench bench-gossip bench-memory bench-mesh lint lock clean
+.PHONY: env compiled demo test test-slow lint lock clean
+.PHONY: bench bench-gossip bench-memory bench-mesh bench-ops
 
 env: $(STAMP)
 
@@ -58,6 +59,10 @@ bench-gossip: env
 # an hour. As root loss and cuts are nftables' in a network namespace of its own, else a relay's.
 bench-mesh: env
 	PYTHONPATH=tests $(BIN)/python -m bench.mesh.run $(ARGS)
+
+# The start, and a reload of 10,000 routes under load.
+bench-ops: env
+	PYTHONPATH=tests $(BIN)/python -m bench.ops $(ARGS)
 
 # Rewrites the lock from pyproject.toml for every platform that Python 3.11 and later runs on.
 lock: env

@@ -1,17 +1,21 @@
-"""What a process sets for itself before it serves: its memory, its files, its log."""
+"""What a process sets for itself before it serves: its memory, its files, its log, its end."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import gc
+import signal
 import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
-__all__ = ["configure_log", "raise_file_limit", "tune_memory"]
+__all__ = ["configure_log", "end_of_signals", "raise_file_limit", "tune_memory"]
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's initial value, which setting it keeps
@@ -53,6 +57,15 @@ def configure_log(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def end_of_signals() -> None:
+    """What is still to be done is bounded: a signal that comes now must not kill the process when
+    the loop, as it closes, brings the default actions back."""
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def raise_file_limit() -> int:

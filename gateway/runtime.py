@@ -9,6 +9,7 @@ reference.
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -91,9 +92,10 @@ class Assembly:
     def prepare(self, conf: Conf) -> Plan:
         """Reads and makes what can fail. Raises OSError (ssl.SSLError is one)."""
         ways_out = {}
+        contexts: _Contexts = {}
         for name, upstream in conf.upstream.items():
             try:
-                ways_out[name] = _way_out(upstream)
+                ways_out[name] = _way_out(upstream, contexts)
             except OSError as error:
                 raise OSError(f"upstream.{name}.tls: {error}") from error
         return Plan(conf, ways_out)
@@ -200,7 +202,7 @@ class Assembly:
         origin = f"{scheme.decode()}://{host.decode()}:{port}"
         target = UpstreamConf.model_validate({"origin": origin})
         upstream = self._compile(FORWARD, target, Inflight("connections", target.connections))
-        _, dial_plan = _way_out(target)
+        _, dial_plan = _way_out(target, {})
         dial_plan = dial_plan._replace(
             deny=NOT_PUBLIC if conf.forward.deny_private else frozenset(),
             own_addresses=self._own_addresses,
@@ -312,14 +314,23 @@ class Assembly:
         return tunnel_pool(self._worker, road) if tunnel else upstream_pool(self._worker, road)
 
 
-def _way_out(conf: UpstreamConf) -> tuple[tuple[Any, ...], DialPlan]:
+# To read the system's authorities takes 16 ms, so upstreams of one reload that want the same share
+# a context; by protocol as well, because that is settled in the handshake (ALPN).
+_Contexts = dict[tuple[Any, ...], ssl.SSLContext]
+
+
+def _way_out(conf: UpstreamConf, contexts: _Contexts) -> tuple[tuple[Any, ...], DialPlan]:
     """(what identifies the way, how to dial it); files count by content, so a renewed one does."""
     origin = conf.origin
     tls: TlsPlan | None = None
     if origin.scheme == "https":
         files = conf.tls
+        wanted = (files.ca, files.cert, files.key, files.verify)
+        context = contexts.get((*wanted, conf.protocol))
+        if context is None:
+            context = contexts[*wanted, conf.protocol] = client_context(*wanted)
         tls = TlsPlan(
-            client_context(files.ca, files.cert, files.key, files.verify),
+            context,
             conf.host if conf.host not in ("origin", "client") else origin.host,
         )
     timeout = conf.timeout

@@ -28,7 +28,7 @@ from gateway.conf.schema import Conf
 from gateway.h1.codec import Codec, load_codec
 from gateway.listening import Listeners, Opening
 from gateway.mesh import MeshAdapter, NoMesh, Place, join_addresses, node_config, sealing_keys
-from gateway.process import configure_log
+from gateway.process import configure_log, end_of_signals
 from gateway.proxy import pauses
 from gateway.proxy.graph import Worker
 from gateway.proxy.waitroom import WaitRoom
@@ -42,7 +42,6 @@ __all__ = ["Prepared", "ServeError", "Server", "reason_of"]
 
 DRAIN_LOOK_SECONDS = 0.02
 JOINING_LOOK_SECONDS = 0.005
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 JOIN_SECONDS = 10.0  # members on a LAN are found within one
 TICK_SECONDS = 0.25  # a ramp that grows 2 % a second moves by half a percent
 PSEUDONYM_PREFIX = "egressd-"
@@ -303,15 +302,15 @@ class Server:
         await asyncio.sleep(0)
         self.log.info("stopped", connections_cut=cut)
         if self._handles_signals:
-            # What is still to be done is bounded. A signal that comes now must not kill the process
-            # when the loop, as it closes, brings the default actions back.
-            for number in SIGNALS:
-                asyncio.get_running_loop().remove_signal_handler(number)
-                signal.signal(number, signal.SIG_IGN)
+            end_of_signals()
 
     def connection_count(self) -> int:
         """Client connections that are open now."""
         return self.listeners.connection_count
+
+    def task_count(self) -> int:
+        """Tasks of the loop: a few of the server's own, none per request."""
+        return len(asyncio.all_tasks(self.worker.loop))
 
     def _log_change(self, upstream: str, change: Change) -> None:
         """A breaker opened or closed, here or at a peer that told us."""
@@ -383,17 +382,22 @@ class Server:
     async def prepare(self, new: Conf) -> Prepared:
         """Makes all that can fail. Raises OSError or ImportError with nothing done."""
         old = self.conf
-        plan = self.assembly.prepare(new)
-        codec = load_codec(new.node.codec)
+        # Certificates and authorities are read in a thread: some ms each, and there may be many.
+        plan, openings, changes = await asyncio.to_thread(self._prepare_blocking, old, new)
+        access_log: AccessLog | None = None
         logs_anew = (new.log.access, new.log.format) != (old.log.access, old.log.format)
-        access_log = self._make_access_log(new) if logs_anew else None
         try:
-            openings = self.listeners.prepare(new.listen)
-        except OSError:
-            if access_log is not None:
-                await access_log.discard()
+            codec = load_codec(new.node.codec)
+            if logs_anew:
+                access_log = self._make_access_log(new)
+        except (OSError, ImportError):
+            self.listeners.undo(openings)
             raise
-        return Prepared(new, plan, codec, openings, logs_anew, access_log, diff(old, new))
+        return Prepared(new, plan, codec, openings, logs_anew, access_log, changes)
+
+    def _prepare_blocking(self, old: Conf, new: Conf) -> tuple[Plan, list[Opening], list[str]]:
+        plan = self.assembly.prepare(new)
+        return plan, self.listeners.prepare(new.listen), diff(old, new)
 
     async def discard(self, prepared: Prepared) -> None:
         """Takes `prepare` back."""

@@ -29,7 +29,7 @@ from gateway.conf.schema import Conf
 from gateway.control import conf_file
 from gateway.crew import Member
 from gateway.ports import free_mesh_ports
-from gateway.process import configure_log
+from gateway.process import configure_log, end_of_signals
 from gateway.server import ServeError, reason_of
 from gateway.sockets import EVERYBODY, OwnSockets, SharedSockets
 from gateway.systemd import Notifier
@@ -86,6 +86,8 @@ class Supervisor:
         self._key = secrets.token_hex(32)
         self._changing = asyncio.Lock()  # a reload, or a worker that starts
         self._wanted = asyncio.Event()
+        self._starting: asyncio.Future[None] | None = None
+        self._serving = False
         self._stops = 0
         self._reload_wanted = False
         self._replace_wanted = False
@@ -93,19 +95,26 @@ class Supervisor:
 
     @property
     def ready(self) -> bool:
-        """Whether all workers are."""
-        return bool(self.members) and all(member.ready for member in self.members)
+        """Whether all workers are, and signals are heeded."""
+        return self._serving and all(member.ready for member in self.members)
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Raises ServeError where a worker cannot start."""
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.notifier.close)
+            self._on_signals()
+            stack.callback(end_of_signals)
+            self._starting = asyncio.ensure_future(self._start(stack))
             try:
-                await self._start(stack)
+                await self._starting
             except OSError as error:
                 raise ServeError(reason_of(error)) from error
-            self._on_signals()
-            self._reload_wanted = self.reload_noted
+            except asyncio.CancelledError:
+                if self.draining:  # told to stop while workers were starting
+                    return
+                raise
+            self._serving = True
+            self._reload_wanted |= self.reload_noted
             keeping = [asyncio.ensure_future(self._keep(member)) for member in self.members]
             keeping.append(asyncio.ensure_future(self._tick()))
             stack.callback(lambda: [task.cancel() for task in keeping])
@@ -178,6 +187,8 @@ class Supervisor:
         """Begins to drain; said twice, ends at once."""
         self._stops += 1
         self.draining = True
+        if not self._serving and self._starting is not None:
+            self._starting.cancel()
         if self._stops > 1:
             self._tell_all("stop", at_once=True)
         self._wanted.set()

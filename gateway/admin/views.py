@@ -57,6 +57,7 @@ class Served(Protocol):
     def ready(self) -> bool: ...
 
     def connection_count(self) -> int: ...
+    def task_count(self) -> int: ...
 
 
 def live_document() -> dict[str, Any]:
@@ -95,6 +96,7 @@ def node_document(served: Served) -> dict[str, Any]:
             "reload_success": served.reload_success,
             "codec": worker.codec.name,
             "connections": served.connection_count(),
+            "tasks": served.task_count(),
             "draining": worker.draining,
             "ready": ready_document(served)[1]["ready"],
         },

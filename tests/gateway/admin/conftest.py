@@ -91,6 +91,7 @@ def make_served(tmp_path: Path) -> Callable[..., Any]:
             reload_success=True,
             ready=True,
             connection_count=lambda: 9,
+            task_count=lambda: 6,
         )
 
     return make
