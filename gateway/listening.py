@@ -16,7 +16,7 @@ from gateway.proxy.graph import Listener, Worker
 from gateway.proxy.preface import Preface
 from gateway.sockets import BACKLOG, Sockets
 
-__all__ = ["Listeners", "Opening", "server_context"]
+__all__ = ["RETIRE_SECONDS", "Listeners", "Opening", "server_context"]
 
 RETIRE_SECONDS = 0.1  # what the kernel has queued for a listener that goes is accepted first
 
@@ -87,6 +87,16 @@ class Listeners:
             if sock.family != socket.AF_UNIX
         )
         return [(str(host), int(port)) for host, port in names]
+
+    async def wait_retired(self, confs: Iterable[Listen]) -> None:
+        """Until none of these addresses is still held by a listener that a reload took away: 0.1 s
+        at most, in which another reload may already want it again."""
+        wanted = {str(conf.bind) for conf in confs}
+        # Rare, and short: not worth an event that every listener would keep.
+        while any(  # noqa: ASYNC110
+            entry.servers and str(entry.bind) in wanted for entry in self._gone
+        ):
+            await asyncio.sleep(RETIRE_SECONDS / 4)
 
     def prepare(self, confs: Sequence[Listen]) -> list[Opening]:
         """Binds those that are not open. Raises OSError, and then none of them is bound."""

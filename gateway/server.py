@@ -382,6 +382,7 @@ class Server:
     async def prepare(self, new: Conf) -> Prepared:
         """Makes all that can fail. Raises OSError or ImportError with nothing done."""
         old = self.conf
+        await self.listeners.wait_retired(new.listen)
         # Certificates and authorities are read in a thread: some ms each, and there may be many.
         plan, openings, changes = await asyncio.to_thread(self._prepare_blocking, old, new)
         access_log: AccessLog | None = None

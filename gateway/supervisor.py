@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import secrets
@@ -26,8 +27,10 @@ from gateway.conf.changes import cannot_change, diff
 from gateway.conf.faults import ConfError
 from gateway.conf.load import load, placed
 from gateway.conf.schema import Conf
+from gateway.conf.values import Bind
 from gateway.control import conf_file
 from gateway.crew import Member
+from gateway.listening import RETIRE_SECONDS
 from gateway.ports import free_mesh_ports
 from gateway.process import configure_log, end_of_signals
 from gateway.server import ServeError, reason_of
@@ -40,6 +43,7 @@ START_SECONDS = 30.0  # half a second on an idle machine; one that swaps is slow
 ANSWER_SECONDS = 30.0  # to prepare 10,000 routes takes a worker under one
 MARGIN_SECONDS = 5.0  # what a worker may need to close after its exchanges have ended
 TICK_SECONDS = 1.0
+RELEASED_NS = 1 * SECOND  # RETIRE_SECONDS, and what a busy worker adds to it
 # Ten signs of life missed; the worst pause of a loop measured is 50 ms.
 STALLED_NS = 10 * SECOND
 
@@ -92,6 +96,7 @@ class Supervisor:
         self._reload_wanted = False
         self._replace_wanted = False
         self._ticked_ns = 0
+        self._released_ns = -RELEASED_NS
 
     @property
     def ready(self) -> bool:
@@ -382,9 +387,22 @@ class Supervisor:
             self.log.info("reloaded", took_ms=(monotonic_ns() - begun_ns) // MS)
         return not faults
 
+    async def _bind_new(self, new: Conf) -> list[Bind]:
+        """Addresses that the last reload took away are the workers' for some moments more: whoever
+        wants them again waits for that. Raises OSError."""
+        binds = [listen.bind for listen in new.listen]
+        deadline_ns = self._released_ns + RELEASED_NS
+        while True:
+            try:
+                return self._sockets.bind_new(binds)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or monotonic_ns() >= deadline_ns:
+                    raise
+                await asyncio.sleep(RETIRE_SECONDS / 2)
+
     async def _reload_all(self, new: Conf) -> list[str]:
         """All workers take it over, or none does; says why not. Raises OSError likewise."""
-        bound = self._sockets.bind_new(listen.bind for listen in new.listen)
+        bound = await self._bind_new(new)
         members = [member for member in self.members if member.ready]
         fd = conf_file(new)
         try:
@@ -412,6 +430,7 @@ class Supervisor:
         self.conf = new  # for whoever is started from now on
         self.reloads += 1
         self._sockets.keep_only(listen.bind for listen in new.listen)
+        self._released_ns = monotonic_ns()
         await asyncio.gather(*(member.ask("commit", seconds=ANSWER_SECONDS) for member in members))
         self.log.info("configuration changed", changes=changes or ["nothing"])
         return []

@@ -25,6 +25,7 @@ RESTART_KEYS = (
 
 _NOTHING = "(none)"
 _LISTS_OF_TABLES = ("listen", "client", "limit")
+_SECTIONS = ("mesh", "admin", "spool", "redis")
 # One log line says what changed; a file with a thousand new routes is summed up.
 _LINES_MAX = 200
 
@@ -63,19 +64,66 @@ def _listeners(old: Conf, new: Conf) -> Iterator[Finding]:
 def diff(old: Conf, new: Conf) -> list[str]:
     """A line for each key that differs, as "upstream.a.limit.b.rate: 100/s -> 50/s".
 
-    Limits and clients are known by name, listeners by address; secrets only by where they come
-    from. At most 200 lines and one that counts the rest.
+    A table that comes or goes is one line with what the file says in it. Limits and clients are
+    known by name, listeners by address; secrets only by where they come from. At most 200 lines and
+    one that counts the rest.
     """
+    lines, whole = _table_lines(dict(_tables(old, "")), dict(_tables(new, "")))
     before, after = dict(_flat(old, "")), dict(_flat(new, ""))
-    lines = []
-    for key in sorted({*before, *after}):
+    for key in {*before, *after}:
         was, now = before.get(key), after.get(key)
-        if was != now:
+        if was != now and not key.startswith(whole):
             lines.append(f"{key}: {_shown(was, now)}")
+    lines.sort()
     lines += _route_lines(old.route, new.route)
     if len(lines) > _LINES_MAX:
         lines = [*lines[:_LINES_MAX], f"and {len(lines) - _LINES_MAX} more changes"]
     return lines
+
+
+def _table_lines(
+    before: dict[str, Section], after: dict[str, Section]
+) -> tuple[list[str], tuple[str, ...]]:
+    """A line for each table that only one side has, and the prefixes of the keys in them."""
+    lines = []
+    whole: list[str] = []
+    # A table stands before those within it, which are part of its line.
+    for name in [*(after.keys() - before.keys()), *(before.keys() - after.keys())]:
+        what, section = ("added", after[name]) if name in after else ("removed", before[name])
+        whole.append(f"{name}.")
+        lines.append((name, f"{name}: {what}{_given(section)}"))
+    outer = tuple(whole)
+    return [line for name, line in lines if not name.startswith(outer)], outer
+
+
+def _tables(section: Section, prefix: str) -> Iterator[tuple[str, Section]]:
+    """The tables that may come and go: those with a name of their own, and whole sections."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            inner = [(f"{key}.{part}", item) for part, item in value.items()]
+        elif name in _LISTS_OF_TABLES:
+            inner = [(f"{key}.{_called(item)}", item) for item in value]
+        elif name in _SECTIONS and value is not None:
+            inner = [(key, value)]
+        else:
+            continue
+        for path, item in inner:
+            if isinstance(item, Section):
+                yield path, item
+                yield from _tables(item, f"{path}.")
+
+
+def _called(table: Any) -> str:
+    return str(getattr(table, "name", None) or table.bind)
+
+
+def _given(section: Section) -> str:
+    """What the file says in a table, in brackets; what it leaves to defaults is left out."""
+    flat = _flat(section, "", given=True)
+    texts = [f"{key} {value}" for key, value in flat if not key.endswith(".name")]
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def _shown(was: Any, now: Any) -> str:
@@ -92,9 +140,12 @@ def _value(conf: Conf, key: str) -> Any:
     return _NOTHING if section is None else getattr(section, name)
 
 
-def _flat(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every key below a section with its value: a text, a Secret, or None."""
+def _flat(section: Section, prefix: str, *, given: bool = False) -> Iterator[tuple[str, Any]]:
+    """Every key below a section with its value: a text, a Secret, or None. With `given` only those
+    that the file has."""
     for name, field in type(section).model_fields.items():
+        if given and (name not in section.model_fields_set or (name == "name" and not prefix)):
+            continue
         if isinstance(section, Conf) and name == "route":
             continue  # routes have no name; they are compared as a sequence
         if name in _LISTS_OF_TABLES and not getattr(section, name):
@@ -103,18 +154,18 @@ def _flat(section: Section, prefix: str) -> Iterator[tuple[str, Any]]:
         value = getattr(section, name)
         if printed is not None:
             value = printed.text(value)
-        yield from _flat_value(value, f"{prefix}{name}")
+        yield from _flat_value(value, f"{prefix}{name}", given=given)
 
 
-def _flat_value(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+def _flat_value(value: Any, key: str, *, given: bool) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Section):
-        yield from _flat(value, f"{key}.")
+        yield from _flat(value, f"{key}.", given=given)
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from _flat_value(item, f"{key}.{name}")
+            yield from _flat_value(item, f"{key}.{name}", given=given)
     elif isinstance(value, tuple) and value and isinstance(value[0], Section):
         for item in value:
-            yield from _flat(item, f"{key}.{getattr(item, 'name', None) or item.bind}.")
+            yield from _flat(item, f"{key}.{_called(item)}.", given=given)
     elif isinstance(value, tuple) and value and isinstance(value[0], Secret):
         for index, item in enumerate(value):
             yield f"{key}.{index}", item

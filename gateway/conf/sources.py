@@ -67,8 +67,11 @@ class Sources:
         self.unreadable = False  # a syntax error, or the main file is missing: nothing to judge
 
     def locate(self, path: Path) -> tuple[str, int]:
-        """File and line of a key of `data`; ("--set", 0) where an override set it."""
+        """File and line of a key of `data`; ("--set", 0) where an override set it, or made the
+        table that it belongs to."""
         if any(path[: len(set_path)] == set_path for set_path in self.override_paths):
+            return "--set", 0
+        if any(self._is_made(path[:length]) for length in range(1, len(path) + 1)):
             return "--set", 0
         places: list[tuple[Source, Any, Path]] = [(file, file.data, ()) for file in self.files]
         for part in path:
@@ -78,6 +81,15 @@ class Sources:
             places = inner
         source, _, local = places[0]
         return source.file, source.line(local)
+
+    def _is_made(self, path: Path) -> bool:
+        """Whether no file has this key or table, and an override has put something into it."""
+        if not any(set_path[: len(path)] == path for set_path in self.override_paths):
+            return False
+        places: list[tuple[Source, Any, Path]] = [(file, file.data, ()) for file in self.files]
+        for part in path:
+            places = _step(places, part)
+        return not places
 
     def fault(self, path: Path, message: str) -> Fault:
         """A fault at a key of `data`."""

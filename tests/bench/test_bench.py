@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench import admission, memory, openloop, pacing, packages, report, run
+from bench import admission, memory, openloop, ops, pacing, packages, report, run
 from bench.contenders import (
     CONTENDERS,
     Contender,
@@ -442,3 +442,10 @@ class TestPacing:
         facts = {"rate": pacing.RATE, "burst": pacing.BURST, "wait": pacing.WAIT}
         path.write_text(pacing.CONF.format(port=8080, origin=8081, **facts))
         assert load(str(path)).upstream["api"].limit[0].burst == pacing.BURST
+
+
+def test_the_operations_bench_has_a_good_file(tmp_path: Path) -> None:
+    path = tmp_path / "egressd.toml"
+    path.write_text(ops.conf_text(8080, 9901, "http://127.0.0.1:1", 120, 7, 2))
+    conf = load(path)
+    assert (len(conf.route), len(conf.upstream), conf.node.workers) == (121, 51, 2)

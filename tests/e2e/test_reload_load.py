@@ -66,9 +66,10 @@ upstream = "slow"
 upstream = "api"
 """
 FAULTY = '[upstream.api.breaker]\nopen = "soon"\n'
-# What the allocator keeps from one reload to the next differs by some hundred KiB; a leak of one
-# Runtime (a few hundred KiB) a reload would be several times this after a dozen.
-GROWTH_BYTES_MAX = 4 << 20
+# What the collector has not looked at yet: the admin answers and TLS connections of the test leave
+# cycles, some 40 KiB a reload, until there are 50,000 objects (`tune_memory`). A leak of a Runtime,
+# a few hundred KiB a reload, would be several times this.
+GROWTH_BYTES_MAX = 8 << 20
 HELD = 3  # requests that are held at any time, each for about 0.75 s
 
 

@@ -184,7 +184,9 @@ class NodeProcess:
 
     def log(self, event: str = "") -> list[dict[str, Any]]:
         """The log's lines, all or those of one event. Fails where a line is no JSON object."""
-        lines = [json.loads(line) for line in self.log_text().splitlines()]
+        # What is being written at this moment has no end yet.
+        whole = self.log_text().rpartition("\n")[0]
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if not event or line["event"] == event]
 
     def signal(self, number: signal.Signals) -> None:

@@ -82,11 +82,7 @@ def test_nothing_changed(loaded: Loaded) -> None:
             "[mesh]",
             '[[client]]\nname = "c"\nsource = ["::1"]\nweight = 2\n[mesh]',
             [
-                "client.c.name: (none) -> c",
-                "client.c.priority: (none) -> 0",
-                "client.c.source: (none) -> [::1/128]",
-                "client.c.upstreams: (none) -> []",
-                "client.c.weight: (none) -> 2",
+                "client.c: added (source [::1/128], weight 2)",
             ],
         ),
         (
@@ -106,6 +102,28 @@ def test_a_change_is_one_readable_line(
     assert old in BASE
     found = diff(loaded(BASE, **SECRETS), loaded(BASE.replace(old, new), **SECRETS))
     assert found == lines
+
+
+def test_a_table_that_comes_or_goes_is_one_line(loaded: Loaded) -> None:
+    more = """[upstream.new]
+origin = "https://new.test"
+wait.max = "1s"
+[[upstream.new.limit]]
+name = "inner"
+rate = "1/s"
+[[upstream.stripe.limit]]
+name = "second"
+rate = "5/s"
+key = ["client"]
+"""
+    base, longer = loaded(BASE, **SECRETS), loaded(BASE + more, **SECRETS)
+    second = "upstream.stripe.limit.second: {} (rate 5/s, key [client])"
+    new = "upstream.new: {} (origin https://new.test, limit.inner.rate 1/s, wait.max 1s)"
+    assert sorted(diff(base, longer)) == sorted([new.format("added"), second.format("added")])
+    assert sorted(diff(longer, base)) == sorted([new.format("removed"), second.format("removed")])
+    without = loaded(BASE.replace("[mesh]", "[forward]").replace('bind = "127.0.0.1:7946"', ""),
+                     **SECRETS)  # fmt: skip
+    assert diff(base, without) == ["mesh: removed (bind 127.0.0.1:7946)"]
 
 
 def test_a_new_value_of_a_secret_is_said_and_not_shown(loaded: Loaded) -> None:

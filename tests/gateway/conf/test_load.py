@@ -403,3 +403,21 @@ class TestOverrides:
             ["2", "node.foo"],
             ["--set", "node.bar"],
         ]
+
+
+@pytest.mark.parametrize(
+    ("override", "places"),
+    [
+        ("nodee.name=x", ["--set: nodee"]),
+        ("node.nmae=x", ["--set: node.nmae"]),
+        ("listen.0.foo=1", ["--set: listen.0.foo"]),
+        ("upstream.new.wait.max=1s", ["--set: upstream.new.origin"]),
+        ("route.0.upstream=none", ["--set: route.0.upstream"]),
+    ],
+)
+def test_what_the_command_line_made_is_blamed_on_it(
+    override: str, places: list[str], judged: Callable[..., list[str]]
+) -> None:
+    """Not on the file's first line, where a table that no file has would be looked for."""
+    found = judged("", override)
+    assert [": ".join(fault.split(": ")[:2]) for fault in found] == places
