@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from fakes.load import Load
 from fakes.manager import Manager
-from fakes.nodes import NodeProcess
+from fakes.nodes import NodeProcess, free_ports, until
 from fakes.origin import Origin
 
 pytestmark = pytest.mark.e2e
@@ -30,7 +30,6 @@ ACTIVATED = """
 [node]
 name = "solo"
 drain = "3s"
-{workers}
 [[listen]]
 bind = "systemd:web"
 [admin]
@@ -76,6 +75,7 @@ def test_a_service_tells_its_states(
     assert not any("WATCHDOG" in told for told in manager.told)
 
 
+@pytest.mark.slow
 def test_the_watchdog_hears_from_a_loop_that_turns(
     node: MakeNode, origin: Origin, manager: Manager
 ) -> None:
@@ -160,12 +160,34 @@ def test_the_admin_interface_on_an_inherited_socket(
         assert process.terminate() == 0
 
 
-def _activated(node: MakeNode, origin: Origin, *web: socket.socket) -> NodeProcess:
-    from fakes.nodes import free_ports
+def test_a_node_is_ready_when_its_peers_have_told_it_what_they_know(
+    node: MakeNode, mesh: Callable[..., list[NodeProcess]], origin: Origin
+) -> None:
+    old, new = mesh(2, origin)
+    with Load([old.address], 20) as load:
+        load.go_on(0.3)
+    assert set(load.statuses()) == {200}
 
+    def known() -> int:
+        """Rows that it keeps, or has heard of without a request of its own."""
+        figures = new.document()["mesh"]
+        return int(figures["rows"] + figures["strays"])
+
+    until(lambda: known() == 1, 3.0, "news has come")
+    new.kill()
+    new.start()
+    new.wait_ready()
+    assert known() == 1
+    assert new.document()["mesh"]["joining"] is False
+    events = [line["event"] for line in new.log()]
+    last = len(events) - 1 - events[::-1].index("serving")
+    assert events[last - 1] == "member joined"
+
+
+def _activated(node: MakeNode, origin: Origin, *web: socket.socket) -> NodeProcess:
     ports = free_ports(1)[0]
     ports.listen = web[0].getsockname()[1]
-    text = ACTIVATED.format(admin=ports.admin, origin=origin.url, workers="")
+    text = ACTIVATED.format(admin=ports.admin, origin=origin.url)
     return node(origin, text=text, ports=ports, sockets=[("web", sock) for sock in web])
 
 
@@ -184,7 +206,7 @@ def test_what_systemd_never_says_is_one_clear_line(
     variables: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     conf = tmp_path / "egressd.toml"
-    conf.write_text(ACTIVATED.format(admin=0, origin="http://127.0.0.1:1", workers=""))
+    conf.write_text(ACTIVATED.format(admin=0, origin="http://127.0.0.1:1"))
     program = (
         "import os, sys; os.environ['LISTEN_PID'] = str(os.getpid());"
         "os.environ.update(v.split('=', 1) for v in sys.argv[2:]);"

@@ -167,6 +167,7 @@ def test_workers_are_replaced_one_by_one_under_load(node: MakeNode, origin: Orig
     assert "egressd_worker_restarts_total 2.0" in text
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_told_to_end_hands_over_at_once(
     node: MakeNode, make_origin: Callable[..., Origin]
 ) -> None:
