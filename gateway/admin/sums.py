@@ -31,6 +31,7 @@ GAUGES: dict[str, Callable[[list[float]], float]] = {
     "egressd_limit_level_tokens": max,
     "egressd_limit_rate_tokens_per_second": min,
     "egressd_limit_rows": max,
+    "egressd_limit_slots": sum,
     "egressd_limit_tokens": sum,  # but for by="mesh", which is a view
     "egressd_limit_window_over_tokens": max,
     "egressd_limit_window_peak_ratio": max,
