@@ -16,7 +16,7 @@ from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
 from gateway.limits.lessons import Lesson
 from gateway.limits.settled import Settled, unwrapped
-from gateway.limits.window import Window
+from gateway.limits.window import STEP_NS, Window
 from peers.core.counters import MeshLimit
 from peers.core.exact import ExactLimit
 
@@ -140,6 +140,12 @@ class Registry:
         for limit in self._split.values():
             if isinstance(limit, Window):
                 limit.align(limit.aligned, wall_offset_ns, now_ns)
+        for shared in map(unwrapped, self._limits.values()):
+            if not isinstance(shared, WindowLimit) or not shared.aligned:
+                continue
+            # A window under way in the mesh ends when its members agreed that it does.
+            if abs(wall_offset_ns - shared.wall_offset_ns) >= STEP_NS:
+                shared.align(wall_offset_ns)
 
     def keep_only(self, identities: Iterable[str], upstreams: Iterable[str]) -> None:
         """Lets go of what no conf names any more."""

@@ -169,6 +169,10 @@ class HeldRow(Row):
             if self.queued + self.used > self._told.wanted:
                 self.limit.urge(self)
 
+    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
+        """Nothing: what is left of a rate says nothing about slots."""
+        return False
+
     def give_back(self, cost: int, now_ns: int) -> None:
         """Frees slots. More than are held is the caller's fault: counted, and none are invented."""
         if self.used > self._cap and self.limit.members > 1:

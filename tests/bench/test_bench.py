@@ -412,20 +412,26 @@ class TestPacing:
         return burst + [i * 10_000_000 for i in range(1, seconds * pacing.RATE + 1)]
 
     def test_a_perfect_pacer_reaches_everything(self) -> None:
-        seen = pacing.Pacing(self.perfect(10), [125] * 8, 0, 0)
+        seen = pacing.Pacing(self.perfect(10), self.perfect(10), [125] * 8, 0, 0)
         rows = pacing.judge(seen, 10.0)
-        assert [row.met for row in rows] == [True] * 5
+        assert [row.met for row in rows] == [True] * 7
         assert rows[1].found == 110 - 1  # the token of the very end of the second is the next one's
 
     def test_what_is_off_is_said(self) -> None:
         stamps = [stamp for stamp in self.perfect(10) if stamp // 1_000_000_000 != 5]
         stamps += [7_000_000_001] * 30
-        seen = pacing.Pacing(sorted(stamps), [100] * 7 + [120], 0, 0)
-        assert [row.met for row in pacing.judge(seen, 10.0)] == [False] * 5
+        seen = pacing.Pacing(sorted(stamps), sorted(stamps), [100] * 7 + [120], 0, 0)
+        assert [row.met for row in pacing.judge(seen, 10.0)] == [False] * 7
 
     def test_nothing_arrived(self) -> None:
-        rows = pacing.judge(pacing.Pacing([], [], 0, 0), 10.0)
-        assert [row.met for row in rows] == [False, True, False, False, False]
+        rows = pacing.judge(pacing.Pacing([], [], [], 0, 0), 10.0)
+        assert [row.met for row in rows] == [False, True, True, False, False, False, False]
+
+    def test_when_they_went_is_in_the_log(self) -> None:
+        line = '{"time":"2026-11-24T06:00:0%s.500Z","status":%d,"waited_ms":%.3f,"total_ms":%.3f}'
+        log = [line % (2, 200, 400, 500), line % (1, 429, 0, 0), line % (1, 200, 0, 0.25)]
+        # At 1.49975 s and at 2.4 s.
+        assert pacing.sent_times("\n".join(log)) == pytest.approx([0, 900_250_000], abs=1000)
 
     def test_the_fullest_window_is_half_open(self) -> None:
         assert pacing.fullest_window([0, 500, 999, 1000, 1500], 1000) == 3
@@ -439,7 +445,8 @@ class TestPacing:
 
     def test_the_gateways_configuration_is_one(self, tmp_path: Path) -> None:
         path = tmp_path / "egressd.toml"
-        facts = {"rate": pacing.RATE, "burst": pacing.BURST, "wait": pacing.WAIT}
+        log = tmp_path / "access.log"
+        facts = {"rate": pacing.RATE, "burst": pacing.BURST, "wait": pacing.WAIT, "log": log}
         path.write_text(pacing.CONF.format(port=8080, origin=8081, **facts))
         assert load(str(path)).upstream["api"].limit[0].burst == pacing.BURST
 

@@ -13,13 +13,14 @@ from gateway.conf.schema_upstream import LimitConf
 from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
 from gateway.limits.settled import Settled, unwrapped
-from gateway.limits.window import Window
+from gateway.limits.window import STEP_NS, Window
 from gateway.mesh import MeshAdapter, NoMesh
 from gateway.proxy.graph import UpstreamCounts
 from gateway.registry import Registry, levers, limit_identity
 from peers.core.config import Config
 from peers.core.counters import MeshLimit
 from peers.core.node import Node
+from peers.core.windows import WindowLimit
 
 
 def conf(**facts: Any) -> LimitConf:
@@ -269,3 +270,21 @@ def test_settled_costs_reach_a_mesh_wide_row_as_admissions() -> None:
     assert row.ask(41, now_ns) > 0
     assert row.learn(5, now_ns, now_ns)
     assert limit.remaining(row, now_ns)[0] == 5
+
+
+def test_a_clock_that_is_set_moves_the_next_windows_of_the_mesh() -> None:
+    config = Config(name="a", cluster="c", bind=("127.0.0.1", 1), advertise=("127.0.0.1", 1))
+    now_ns = monotonic_ns()
+    node = Node(config, random.Random(7), now_ns, 1)
+    registry = Registry(MeshAdapter(node, SimpleNamespace(), print))
+    facts = {"name": "l", "rate": "10/min", "algorithm": "window", "align": "clock"}
+    limit = registry.limit("api", LimitConf.model_validate(facts))
+    assert isinstance(limit, WindowLimit)
+    before_ns = limit.wall_offset_ns
+    registry.look_at_clock(before_ns + STEP_NS // 2, now_ns)
+    assert limit.wall_offset_ns == before_ns
+    registry.look_at_clock(before_ns + 20 * SECOND, now_ns)
+    assert limit.wall_offset_ns == before_ns + 20 * SECOND
+    row: Any = limit.entry(b"new", now_ns)
+    row.take(10, now_ns)
+    assert (now_ns + row.ask(1, now_ns) + limit.wall_offset_ns) % (60 * SECOND) == 0
