@@ -327,6 +327,7 @@ class Server:
             scope=scope,
             epoch=change.epoch,
             pause_ms=pause_ms,
+            **({"told": change.told} if change.told else {}),
         )
 
     def _tick(self) -> None:

@@ -123,7 +123,8 @@ class BreakerPolicy(NamedTuple):
 class Change(NamedTuple):
     """What the mesh is to hear: the state of one scope (b"": the upstream) after an event.
 
-    `until_ns` is on this node's clock, 0 where closed; `reff_per_s` is the learned rate, if any.
+    `until_ns` is on this node's clock, 0 where closed; `reff_per_s` is the learned rate, if any;
+    `told` what the upstream said that its throttle covers, for the log of the node that heard it.
     """
 
     scope: bytes
@@ -132,3 +133,4 @@ class Change(NamedTuple):
     cause: Cause
     until_ns: int
     reff_per_s: float | None = None
+    told: str = ""

@@ -337,7 +337,7 @@ def _throttled_slow(
         counts.count_scope(signal.scope)
     if signal.concurrency:
         upstream.limit_set.ease(exchange.entries, now_ns)
-    return upstream.breakers.throttled(
+    changes = upstream.breakers.throttled(
         # A ban of this gateway's address concerns whoever sends from here.
         None if signal.scope == ADDRESS else exchange.credential(),
         exchange.sent_epochs,
@@ -349,6 +349,7 @@ def _throttled_slow(
         signal.learns and not signal.concurrency,
         lambda: worker.mesh.others_per_s(upstream),
     )
+    return [change._replace(told=signal.scope or "") for change in changes]
 
 
 def failed(exchange: Admittee, error: GatewayError, now_ns: int) -> None:

@@ -114,12 +114,15 @@ def test_a_ban_of_the_address_pauses_all_credentials(make) -> None:
     page = b"<html>error code: 1015</html>"
     script = answer(b"429 Slow", page, b"Content-Type: text/html\r\nRetry-After: 60\r\n")
     gateway, origin = make(script, upstream='provider = "discord"\nwait.max = "0s"\n')
+    noted = []
+    gateway.server.worker.note_change = lambda upstream, change: noted.append(change)
     with gateway.client() as client:
         assert client.get(fields=b"Authorization: a\r\n").body == page
         assert client.get(fields=b"Authorization: b\r\n").status == 429
     assert len(origin.requests) == 1
     scopes = gateway.call(lambda: gateway.upstream("api").counts.scopes)
     assert scopes == {"address": 1}
+    assert [(change.scope, change.told) for change in noted] == [(b"", "address")]
 
 
 def test_too_many_at_a_time_shrink_the_slots_and_not_the_rate(make) -> None:
