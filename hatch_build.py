@@ -30,9 +30,7 @@ class CompileHook(BuildHookInterface[Any]):
         if version == "editable":
             return
         self._folder = Path(tempfile.mkdtemp(prefix="egressd-compile-"))
-        for package in PACKAGES:
-            shutil.copytree(Path(self.root) / package, self._folder / package)
-        outputs = compile_modules(self._folder, self.config["modules"])
+        outputs = compile_modules(Path(self.root), self._folder, self.config["modules"])
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
         build_data["force_include"] |= outputs
@@ -42,16 +40,28 @@ class CompileHook(BuildHookInterface[Any]):
             shutil.rmtree(self._folder)
 
 
-def compile_modules(folder: Path, modules: list[str]) -> dict[str, str]:
-    """Compiles files of a copy of the sources; from each extension to its place in the wheel."""
+def write_c(root: Path, folder: Path, modules: list[str]) -> list[Any]:
+    """Copies the sources into a folder and writes the modules' C there: setuptools' extensions.
+
+    Ends the program with mypyc's words on standard error where it cannot compile something.
+    """
     from mypyc.build import mypycify
+
+    for package in PACKAGES:
+        shutil.copytree(root / package, folder / package)
+    with contextlib.chdir(folder):
+        options = ["--strict", "--ignore-missing-imports"]
+        extensions: list[Any] = mypycify([*options, *modules], opt_level="2", debug_level="0")
+    return extensions
+
+
+def compile_modules(root: Path, folder: Path, modules: list[str]) -> dict[str, str]:
+    """Compiles the modules in a folder; from each extension to its place in the wheel."""
     from setuptools import Distribution
     from setuptools.command.build_ext import build_ext
 
+    extensions = write_c(root, folder, modules)
     with contextlib.chdir(folder):
-        extensions = mypycify(
-            ["--strict", "--ignore-missing-imports", *modules], opt_level="2", debug_level="0"
-        )
         command = build_ext(Distribution({"name": "egressd", "ext_modules": extensions}))
         command.parallel = len(os.sched_getaffinity(0))
         command.build_lib = "compiled"

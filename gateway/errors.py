@@ -9,9 +9,9 @@ and the detail. `Termination` is HAProxy's pair of letters for the access log (c
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-__all__ = ["ErrorKind", "GatewayError", "Phase", "Source", "Termination"]
+__all__ = ["NORMAL_END", "ErrorKind", "GatewayError", "Phase", "Source", "Termination"]
 
 
 class Source(enum.Enum):
@@ -115,6 +115,9 @@ class Termination(NamedTuple):
 
     def __str__(self) -> str:
         return self.source.value + self.phase.value
+
+
+NORMAL_END: Final = Termination(Source.NONE, Phase.NONE)
 
 
 class GatewayError(Exception):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.breaker.signals import Decision
 from gateway.clock import SECOND
-from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
+from gateway.errors import NORMAL_END, ErrorKind, GatewayError, Phase, Source, Termination
 from gateway.h1 import encode
 from gateway.h1.forward import (
     came_through,
@@ -132,7 +132,7 @@ class Exchange(Respondent):
         self.status = 204
         self.downstream.out.append(encode.response(204, b"", fields, Framing.NONE, close))
         self.response_started = True
-        self.over(Termination(Source.NONE, Phase.NONE))
+        self.over(NORMAL_END)
         self.downstream.exchange_done(keep=not close)
 
     def _route(self) -> None:

@@ -163,7 +163,10 @@ class Relay(asyncio.BufferedProtocol):
         out = self.out
         if not out:
             return
-        if sum(map(len, out)) >= FLUSH_BYTES:
+        gathered_bytes = 0
+        for data in out:
+            gathered_bytes += len(data)
+        if gathered_bytes >= FLUSH_BYTES:
             self.flush_now()
         elif not self._flush_due:
             self._flush_due = True

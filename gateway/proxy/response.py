@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
+from gateway.errors import NORMAL_END, ErrorKind, GatewayError, Phase, Source, Termination
 from gateway.h1 import encode
 from gateway.h1.forward import forward_response, forward_trailers, upgrade_fields
 from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
@@ -191,7 +191,7 @@ class Respondent(admission.Admittee):
             else:
                 # The upstream answered early; what is left of the request has no reader.
                 connection.drop()
-        self.over(Termination(Source.NONE, Phase.NONE))
+        self.over(NORMAL_END)
         self.downstream.exchange_done(keep=self._keep)
 
     def switch(self, connection: Relay, early_out: bytes) -> None:
