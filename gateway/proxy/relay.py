@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 from gateway.clock import SECOND, monotonic_ns
 from gateway.proxy.flow import FLUSH_BYTES, WRITE_HIGH, peer_has_left
@@ -24,7 +24,7 @@ __all__ = ["Relay"]
 
 # Who takes nothing of what is unsent for so long will not take the rest: three times the longest
 # that a lost segment is usually repeated after (RFC 6298: 1 s, doubled twice).
-CLOSE_TIMEOUT_NS: Final = 12 * SECOND
+CLOSE_TIMEOUT_NS = 12 * SECOND
 
 
 class Relay(asyncio.BufferedProtocol):
