@@ -19,6 +19,7 @@ from gateway.limits.settled import Settled, unwrapped
 from gateway.limits.window import STEP_NS, Window
 from peers.core.counters import MeshLimit
 from peers.core.exact import ExactLimit
+from peers.core.windows import WindowLimit
 
 if TYPE_CHECKING:
     from gateway.limits.verdict import Limit

@@ -184,10 +184,6 @@ class HeldRow(Row):
         if not self.active:
             self.limit.activate(self, now_ns)
 
-    def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
-        """Nothing: what is left of a rate says nothing about slots."""
-        return False
-
     def level(self, now_ns: int) -> float:
         """Slots held here."""
         return float(self.used)
