@@ -185,7 +185,7 @@ class Egressd(Contender):
 
     @classmethod
     def version(cls, stage: Stage) -> str:
-        return _version_of([str(cls._path()), "--version"])
+        return _version_of([*cls._command(), "--version"])
 
     def conf(self) -> str:
         origin = f"http://127.0.0.1:{self.origin.port}"
@@ -211,9 +211,13 @@ host = "{HOST}"
 upstream = "origin"
 """
 
-    def argv(self) -> list[str]:
+    @classmethod
+    def _command(cls) -> list[str]:
         # PYTHONPATH would put the sources before what is installed.
-        return ["env", "-u", "PYTHONPATH", str(self._path()), "run", "-c", str(self.conf_path)]
+        return ["env", "-u", "PYTHONPATH", str(cls._path())]
+
+    def argv(self) -> list[str]:
+        return [*self._command(), "run", "-c", str(self.conf_path)]
 
 
 class EgressdInterpreted(Egressd):
@@ -225,8 +229,9 @@ class EgressdInterpreted(Egressd):
     def _path(cls) -> Path:
         return Path(sys.executable).parent / cls.program
 
-    def argv(self) -> list[str]:
-        return [str(self._path()), "run", "-c", str(self.conf_path)]
+    @classmethod
+    def _command(cls) -> list[str]:
+        return [str(cls._path())]
 
 
 class Haproxy(Contender):
