@@ -158,6 +158,10 @@ def test_the_mesh_is_shown(make_served: MakeServed) -> None:
     seen = {"tokens": 4, "peak": round(4 / (45 * 0.25 + 5), 4), "over": 0.0}
     assert account["windows"] == {"1s": seen, "10s": seen}
     assert document["upstreams"]["api"]["limits"][1]["windows"] == {}
+    # Two quotas side by side are no fault of a window limit: it is not watched so.
+    quota = node.window_limit("w", name="w", count=10, period_ns=SECOND)
+    served.mesh.tick(now_ns + SECOND)
+    assert served.mesh.peaks(quota) is None
     served.mesh.forget("api\0account\0\0smooth")
     assert served.mesh.peaks(shared) is None
 
