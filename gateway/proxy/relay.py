@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from gateway.clock import SECOND, monotonic_ns
 from gateway.proxy.flow import FLUSH_BYTES, WRITE_HIGH, peer_has_left
+from gateway.proxy.gone import GONE
 
 if TYPE_CHECKING:
     from gateway.proxy.deadlines import Watched
@@ -122,6 +123,7 @@ class Relay(asyncio.BufferedProtocol):
             self.lost()
         else:
             self.tunnel.lost(self)
+        self.transport = GONE
 
     def pause_writing(self) -> None:
         self.write_blocked = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import ssl
@@ -304,6 +305,21 @@ def test_tls_with_and_without_a_header_before_it(
     with connected(gateway, preface, certificates.context()) as client:
         assert [client.get().status for _ in range(3)] == [200] * 3
     nothing_is_open(gateway)
+
+
+def test_a_tls_connection_leaves_no_tls_to_the_collector(serve, certificates) -> None:
+    """It looks once in 50,000 objects: what waits for it is memory that grows."""
+    gateway = serve(certificates.one_way, burst=9)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with connected(gateway, b"", certificates.context()) as client:
+                assert client.get().status == 200
+        nothing_is_open(gateway)
+        gateway.until(lambda: not any(isinstance(it, ssl.SSLObject) for it in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 def test_the_header_before_tls_tells_the_source(serve, certificates) -> None:
