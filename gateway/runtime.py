@@ -139,6 +139,20 @@ class Assembly:
             access_log=conf.log.access != "off",
         )
 
+    def retune(self, conf: Conf, name: str) -> None:
+        """One upstream's limits take the figures of `conf`; all else is as it was.
+
+        The limits are the same ones in the same order: a request under way gives back by position.
+        """
+        upstream = self._worker.runtime.upstreams[name]
+        counted = upstream.limit_set
+        self._set_limits(upstream, conf.upstream[name])
+        upstream.limit_set.admitted = counted.admitted
+        upstream.limit_set.refused = counted.refused
+        upstream.limit_set.would_refuse = counted.would_refuse
+        self._breakers(conf.upstream[name], upstream.breakers, not self.registry.alone)
+        self.rejoin_held()
+
     def rejoin_held(self) -> None:
         """Requests that wait go on under the worker's Runtime of now, deadlines unchanged."""
         worker = self._worker
@@ -221,17 +235,8 @@ class Assembly:
         upstream = Upstream()
         upstream.name = name
         upstream.host_header = _host_header(conf)
-        uses = [self._use(name, limit) for limit in conf.limit]
-        upstream.limit_uses = tuple(uses)
         upstream.slots = slots.entry(b"", 0)
-        upstream.limit_set = LimitSet(
-            [_rule(use.limit, limit) for use, limit in zip(uses, conf.limit, strict=True)]
-        )
-        upstream.lessons = self._lessons(name, conf, uses)
-        upstream.settled = tuple(i for i, use in enumerate(uses) if use.settled_by)
-        plain = not upstream.settled and all(use.key is None and use.cost is None for use in uses)
-        upstream.fixed_keys = (b"",) * len(uses) if plain else None
-        upstream.fixed_costs = (1,) * len(uses)
+        self._set_limits(upstream, conf)
         upstream.queue_budget = Budget(conf.wait.queue)
         fair_by = compile_key([str(conf.wait.fair_by)])
         assert fair_by is not None
@@ -258,6 +263,18 @@ class Assembly:
         )
         upstream.tunnel_denied = ""
         return upstream
+
+    def _set_limits(self, upstream: Upstream, conf: UpstreamConf) -> None:
+        uses = [self._use(upstream.name, limit) for limit in conf.limit]
+        upstream.limit_uses = tuple(uses)
+        upstream.limit_set = LimitSet(
+            [_rule(use.limit, limit) for use, limit in zip(uses, conf.limit, strict=True)]
+        )
+        upstream.lessons = self._lessons(upstream.name, conf, uses)
+        upstream.settled = tuple(i for i, use in enumerate(uses) if use.settled_by)
+        plain = not upstream.settled and all(use.key is None and use.cost is None for use in uses)
+        upstream.fixed_keys = (b"",) * len(uses) if plain else None
+        upstream.fixed_costs = (1,) * len(uses)
 
     def _use(self, upstream: str, conf: LimitConf) -> LimitUse:
         limit = self.registry.limit(upstream, conf)

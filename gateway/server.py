@@ -12,8 +12,8 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -28,10 +28,13 @@ from gateway.conf.schema import Conf
 from gateway.h1.codec import Codec, load_codec
 from gateway.listening import Listeners, Opening
 from gateway.mesh import MeshAdapter, NoMesh, Place, join_addresses, node_config, sealing_keys
+from gateway.operator import Operator
 from gateway.process import configure_log, end_of_signals
 from gateway.proxy import pauses
+from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.graph import Worker
 from gateway.proxy.waitroom import WaitRoom
+from gateway.recent import Recent
 from gateway.runtime import Assembly, Plan
 from gateway.sockets import OwnSockets, Sockets
 from gateway.systemd import Notifier
@@ -94,9 +97,10 @@ class Server:
         self.sockets = sockets or OwnSockets()
         self.notifier = notifier or Notifier()
         names = {} if place is None else {"worker": place.number}
-        self.log = structlog.get_logger(**names)
+        self.log = Recent(structlog.get_logger(**names))
         self.reloads = 0
         self.reload_success = True
+        self.reload_faults: list[str] = []  # of the last reload
         self.ready = False
         self.on_ready: Callable[[], None] = _nothing
         self.started_ns = monotonic_ns()
@@ -132,6 +136,7 @@ class Server:
         self.assembly = Assembly(self.worker, self.mesh, self.listeners.addresses)
         self.mesh.on_members = self.assembly.registry.resplit
         self.access_log: AccessLog | None = None
+        self.operator = Operator(self)
 
     # Start and stop.
 
@@ -190,9 +195,9 @@ class Server:
                 stack.callback(looking.cancel)
         admin_socket = self.sockets.admin(conf.admin.bind if conf.admin is not None else None)
         if admin_socket is not None:
-            from gateway.admin.app import AdminServer, make_app
+            from gateway.admin.app import worker_interface
 
-            interface = AdminServer(make_app(self), admin_socket)
+            interface = worker_interface(self, admin_socket)
             if conf.admin is not None:
                 stack.callback(self.sockets.forget, conf.admin.bind)
             await interface.start()
@@ -312,6 +317,18 @@ class Server:
         """Tasks of the loop: a few of the server's own, none per request."""
         return len(asyncio.all_tasks(self.worker.loop))
 
+    @property
+    def recent(self) -> list[dict[str, Any]]:
+        """What was logged last, the newest last."""
+        return self.log.lines()
+
+    def connections(self) -> Iterator[DownstreamProtocol]:
+        """Those of them that speak HTTP by now. To be read without awaiting in between."""
+        for listener in self.listeners:
+            for connection in listener.connections:
+                if isinstance(connection, DownstreamProtocol):
+                    yield connection
+
     def _log_change(self, upstream: str, change: Change) -> None:
         """A breaker opened or closed, here or at a peer that told us."""
         scope = "credential" if change.scope else "upstream"
@@ -349,10 +366,14 @@ class Server:
     # Reload.
 
     async def reload(self) -> bool:
-        """Reads the file again: with a fault nothing changes. Returns whether it was taken over."""
+        """Reads the file again: with a fault nothing changes. Returns whether it was taken over.
+
+        `reload_faults` says why it was not. One at a time: a signal and the admin interface may
+        ask for it at once.
+        """
         async with self._reloading:
             self.notifier.reloading(monotonic_ns())
-            faults = await self._reload_now()
+            faults = self.reload_faults = await self._reload_now()
             for fault in faults:
                 self.log.error("reload refused", fault=fault)
             refused = f"; reload refused: {faults[0]}" if faults else ""
@@ -420,6 +441,7 @@ class Server:
         self.worker.codec = prepared.codec
         self.listeners.settle(new.listen)
         self.conf = new
+        self.operator.overridden.clear()
         if new.log.level != old.log.level:
             configure_log(new.log.level)
         if self.driver is not None:

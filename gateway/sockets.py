@@ -27,6 +27,7 @@ __all__ = [
     "inherited_sockets",
 ]
 
+ADMIN_MODE = 0o660  # of its unix socket: whoever may write may ask, the owner and a group
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
 EVERYBODY = -1  # the slot of sockets that all workers accept from
 FIRST_FD = 3  # SD_LISTEN_FDS_START
@@ -79,7 +80,7 @@ class OwnSockets:
         if bind is None:
             return None
         if bind.kind != "systemd":
-            return bind_socket("admin", bind)
+            return bind_socket("admin", bind, mode=ADMIN_MODE)
         first, *others = self.inherited("admin", bind)
         for sock in others:
             sock.close()
@@ -164,15 +165,18 @@ class SharedSockets:
         return sockets
 
 
-def bind_socket(what: str, bind: Bind, *, reuse_port: bool = False) -> socket.socket:
+def bind_socket(
+    what: str, bind: Bind, *, reuse_port: bool = False, mode: int | None = None
+) -> socket.socket:
     """A bound, not yet listening socket. Raises OSError with `what` and the address in its text.
 
     With `reuse_port` others of the same user may bind the same TCP address, and the kernel spreads
-    connections evenly over all that listen (SO_REUSEPORT, socket(7)).
+    connections evenly over all that listen (SO_REUSEPORT, socket(7)). `mode` is for a unix socket's
+    file; nobody can connect before it is set, because nobody listens.
     """
     try:
         if bind.kind == "unix":
-            return _bind_unix(bind.path)
+            return _bind_unix(bind.path, mode)
         return _bind_tcp(bind, reuse_port=reuse_port)
     except OSError as error:
         raise OSError(error.errno, f"{what} {bind}: {error.strerror or error}") from error
@@ -205,7 +209,7 @@ def _bind_tcp(bind: Bind, *, reuse_port: bool) -> socket.socket:
     return sock
 
 
-def _bind_unix(path: str) -> socket.socket:
+def _bind_unix(path: str, mode: int | None) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # A socket file that a killed process left behind refuses connections: only such a one goes.
@@ -217,6 +221,8 @@ def _bind_unix(path: str) -> socket.socket:
                     except ConnectionRefusedError:
                         Path(path).unlink()
         sock.bind(path)
+        if mode is not None:
+            Path(path).chmod(mode)
     except BaseException:
         sock.close()
         raise

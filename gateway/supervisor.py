@@ -16,7 +16,9 @@ import random
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,6 +82,7 @@ class Supervisor:
         self.reload_success = True
         self.reload_noted = False  # a SIGHUP came while the node was starting
         self.draining = False
+        self.counts: dict[str, int] = defaultdict(int)  # what it refuses itself
         self.started_ns = monotonic_ns()
         self.members: list[Member] = []
         self._own_sockets = sockets
@@ -168,7 +171,8 @@ class Supervisor:
         from gateway.admin.app import AdminServer
         from gateway.admin.fleet import make_fleet_app
 
-        interface = AdminServer(make_fleet_app(self), sock)
+        unix = sock.family == socket.AF_UNIX
+        interface = AdminServer(make_fleet_app(self, unix=unix), sock)
         stack.callback(self._own_sockets.forget, conf.admin.bind)
         await interface.start()
         stack.push_async_callback(interface.stop)

@@ -1,140 +1,183 @@
 """The admin interface: Starlette on uvicorn, in the worker's loop, on a socket of its own.
 
-It reads and never writes, so a caller can learn but not change. uvicorn is kept from what is the
-server's business: it installs no signal handlers, configures no logging and writes no access log.
-Its h11 side is used although httptools is faster, because that one has no bound on a head's size.
+uvicorn is kept from what is the server's business: it installs no signal handlers, configures no
+logging and writes no access log. Its h11 side is used although httptools is faster, because that
+one has no bound on a head's size.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import json
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gateway.admin.api import (
+    BODY_BYTES_MAX,
+    EVENTS_QUERY,
+    OPERATIONS,
+    PREFIX,
+    Ask,
+    Operation,
+    body_of,
+    query_of,
+)
+from gateway.admin.events import Snapshots
+from gateway.admin.gate import Configured, Gate
 from gateway.admin.metrics import CONTENT_TYPE, NodeMetrics
-from gateway.admin.views import live_document, node_document, ready_document
+from gateway.admin.openapi import openapi_document
+from gateway.admin.pace import encoded_steps, paced
+from gateway.admin.problems import Problem, problem_answer
+from gateway.admin.views import live_document, node_steps, ready_document
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from gateway.admin.views import Served
-    from gateway.conf.schema import Conf
 
-__all__ = ["AdminServer", "json_answer", "make_app", "token_gate"]
+__all__ = ["AdminServer", "guarded", "json_answer", "make_app", "worker_interface"]
 
 # A monitor, a scraper, `top`, a few curls, and as many again that hang.
 CONNECTIONS_MAX = 1024
 BACKLOG = 64
 KEEP_ALIVE_SECONDS = 15  # longer than the usual scrape interval of 10 s
 SILENCE_SECONDS = 10
+BODY_SECONDS = 10  # for 16 KiB; one octet now and then is not a body
 HEAD_BYTES_MAX = 16 * 1024
 STOP_SECONDS = 1
-# Health checks come from load balancers that hold no secrets, and tell nothing but yes or no.
-OPEN_PATHS = frozenset({"/live", "/ready"})
+NO_STORE = {"cache-control": "no-store"}
+JSON_TYPE = "application/json"
 
 
-class Configured(Protocol):
-    """Whoever has the configuration in force."""
-
-    @property
-    def conf(self) -> Conf: ...
-
-
-def make_app(served: Served) -> ASGIApp:
-    """The ASGI application that shows `served`."""
-    metrics = NodeMetrics(served)
+def make_app(served: Served, snapshots: Snapshots, *, unix: bool = False) -> ASGIApp:
+    """The ASGI application for `served`; `unix`: it is reached by a unix socket only."""
 
     async def live(request: Request) -> Response:
-        return json_answer(200, live_document())
+        return await json_answer(200, live_document())
 
     async def ready(request: Request) -> Response:
-        return json_answer(*ready_document(served))
+        return await json_answer(*ready_document(served))
 
     async def show_metrics(request: Request) -> Response:
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
+        document = await paced(node_steps(served))
+        # Text for 10,000 upstreams takes a second: a thread leaves the loop its turns.
+        body = await asyncio.to_thread(NodeMetrics(served, document).text)
+        return Response(body, media_type=CONTENT_TYPE)
 
-    async def node(request: Request) -> Response:
-        return json_answer(200, node_document(served))
+    async def openapi(request: Request) -> Response:
+        return await json_answer(200, openapi_document())
 
     routes = [
-        _route("/live", live),
-        _route("/ready", ready),
-        _route("/metrics", show_metrics),
-        _route("/api/v1/node", node),
+        Route("/live", live, methods=["GET"]),
+        Route("/ready", ready, methods=["GET"]),
+        Route("/metrics", show_metrics, methods=["GET"]),
+        Route(f"{PREFIX}/openapi.json", openapi, methods=["GET"]),
+        Route(f"{PREFIX}/events", _Events(snapshots), methods=["GET"]),
+        *(
+            Route(PREFIX + operation.path, _endpoint(served, operation), methods=[operation.method])
+            for operation in OPERATIONS
+        ),
     ]
-    app: ASGIApp = Starlette(routes=routes)
-    return token_gate(app, served)
+    return guarded(routes, served, served.worker.counts, unix=unix)
 
 
-def token_gate(app: ASGIApp, configured: Configured) -> ASGIApp:
-    """The application behind the token that the conf in force demands, if any."""
-    return _TokenGate(app, configured)
+def guarded(
+    routes: list[Route], configured: Configured, counts: MutableMapping[str, int], *, unix: bool
+) -> ASGIApp:
+    """An application of these routes behind the gate; what it refuses is counted in `counts`."""
+
+    async def problem(request: Request, found: Problem) -> Response:
+        counts[f"admin_refused_{found.status}"] += 1
+        return problem_answer(found)
+
+    handlers: dict[Any, Any] = {Problem: problem, HTTPException: _http_problem}
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    return Gate(app, configured, counts, unix=unix)
 
 
-def _route(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
-    return Route(path, endpoint, methods=["GET"])
+def _endpoint(served: Served, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        query = query_of(operation.query, request.scope["query_string"])
+        body = {}
+        if operation.takes is not None:
+            body = body_of(operation, await _octets(request))
+        document = await operation.call(served, Ask(request.path_params, query, body))
+        return await json_answer(200, document)
+
+    return answer
 
 
-def json_answer(status: int, document: dict[str, Any]) -> Response:
+async def _octets(request: Request) -> bytes:
+    """A verb's body. Raises Problem where it is none, too long, or too slow."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON_TYPE:
+        raise Problem(415, f"a verb has a body of type {JSON_TYPE}")
+    octets = b""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                octets += chunk
+                if len(octets) > BODY_BYTES_MAX:
+                    raise Problem(413, f"a body has at most {BODY_BYTES_MAX} octets")
+    except ClientDisconnect:
+        raise Problem(400, "the body broke off") from None
+    except TimeoutError:
+        raise Problem(408, f"the body did not come within {BODY_SECONDS} s") from None
+    return octets
+
+
+async def json_answer(status: int, document: dict[str, Any]) -> Response:
     """A JSON answer, not to be stored."""
-    body = json.dumps(document, separators=(",", ":")).encode() + b"\n"
-    headers = {"cache-control": "no-store"}
-    return Response(body, status, headers, media_type="application/json")
+    body = await paced(encoded_steps(document)) + b"\n"
+    return Response(body, status, NO_STORE, media_type=JSON_TYPE)
 
 
-class _TokenGate:
-    """Where a token is configured, demands it for every path but the health checks.
+async def _http_problem(request: Request, error: HTTPException) -> Response:
+    detail = {404: "nothing is here; /api/v1/openapi.json says what is", 405: "not by this method"}
+    answer = problem_answer(Problem(error.status_code, detail.get(error.status_code, error.detail)))
+    answer.headers.update(error.headers or {})
+    return answer
 
-    The token is read for each request, because a reload may have changed it.
-    """
 
-    def __init__(self, app: ASGIApp, configured: Configured) -> None:
-        self._app = app
-        self._configured = configured
+class _Events:
+    """The endpoint of server-sent events; an ASGI application, which Starlette lets stream."""
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            admin = self._configured.conf.admin
-            token = admin.token if admin is not None else None
-            if token is not None and not _shows(scope, token.reveal()):
-                answer = json_answer(401, {"error": "a bearer token is needed"})
-                answer.headers["www-authenticate"] = 'Bearer realm="egressd admin"'
-                await answer(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        query = query_of(EVENTS_QUERY, scope["query_string"])
+        await self._snapshots.stream(receive, send, query.get("snapshots"))
 
 
-def _shows(scope: Scope, token: str) -> bool:
-    """Whether the request carries the token (RFC 6750 section 2.1), in constant time."""
-    shown = [value for name, value in scope["headers"] if name == b"authorization"]
-    if len(shown) != 1:
-        return False
-    scheme, _, credentials = shown[0].partition(b" ")
-    equal = hmac.compare_digest(credentials.strip(), token.encode())
-    return bool(equal and scheme.lower() == b"bearer")
+def worker_interface(served: Served, sock: socket.socket) -> AdminServer:
+    """The interface of a worker on a bound socket, which it owns from now on."""
+    snapshots = Snapshots(served)
+    app = make_app(served, snapshots, unix=sock.family == socket.AF_UNIX)
+    return AdminServer(app, sock, snapshots)
 
 
 class _Protocol(H11Protocol):
     """Closes connections that bring no whole request: uvicorn has no time limit for a head.
 
     Looked at every SILENCE_SECONDS, so a connection without a request ends after one to two times
-    as long, whether it sends nothing or an octet now and then.
+    as long, whether it sends nothing or an octet now and then. One that takes no octet of an answer
+    between two looks ends likewise.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._last_cycle: object = self
+        self._last_unsent = 0
         self._look_again()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -142,9 +185,14 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _look(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent == self._last_unsent:
+            self.transport.abort()
+            return
+        self._last_unsent = unsent
         cycle = self.cycle
         waiting = cycle is None or cycle.response_complete
-        if waiting and cycle is self._last_cycle:
+        if waiting and not unsent and cycle is self._last_cycle:
             self.transport.close()
             return
         self._last_cycle = cycle
@@ -171,11 +219,17 @@ class _Uvicorn(uvicorn.Server):
 
 
 class AdminServer:
-    """Serves the admin interface on a bound socket, which it owns from now on."""
+    """Serves the admin interface on a bound socket, which it owns from now on.
 
-    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+    `snapshots`, where the application has them: their readers would never leave by themselves.
+    """
+
+    def __init__(
+        self, app: ASGIApp, sock: socket.socket, snapshots: Snapshots | None = None
+    ) -> None:
         self._sock = sock
         self._task: asyncio.Task[None] | None = None
+        self._snapshots = snapshots
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -210,6 +264,8 @@ class AdminServer:
     async def stop(self) -> None:
         """Closes the socket and its connections; requests under way get STOP_SECONDS."""
         if self._task is not None:
+            if self._snapshots is not None:
+                self._snapshots.close()
             self._uvicorn.should_exit = True
             await self._task
             self._task = None

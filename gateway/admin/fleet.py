@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.admin.app import json_answer, token_gate
+from gateway.admin.app import guarded, json_answer
 from gateway.admin.merge import merged_document
 from gateway.admin.metrics import CONTENT_TYPE
 from gateway.admin.sums import Reading, Sums
@@ -75,6 +74,8 @@ class Crew(Protocol):
     def reloads(self) -> int: ...
     @property
     def reload_success(self) -> bool: ...
+    @property
+    def counts(self) -> dict[str, int]: ...
 
 
 class _Answer(NamedTuple):
@@ -84,17 +85,18 @@ class _Answer(NamedTuple):
     body: bytes
 
 
-def make_fleet_app(crew: Crew) -> ASGIApp:
-    """The ASGI application that shows the workers as one node."""
+def make_fleet_app(crew: Crew, *, unix: bool = False) -> ASGIApp:
+    """The ASGI application that shows the workers as one node; `unix`: it is reached by a unix
+    socket only."""
     sums = Sums()
     registry = CollectorRegistry()
     registry.register(sums)
 
     async def live(request: Request) -> Response:
-        return json_answer(200, live_document())
+        return await json_answer(200, live_document())
 
     async def ready(request: Request) -> Response:
-        return json_answer(*_ready_document(crew))
+        return await json_answer(*_ready_document(crew))
 
     async def metrics(request: Request) -> Response:
         answers = await _ask_all(crew, "/metrics")
@@ -105,9 +107,9 @@ def make_fleet_app(crew: Crew) -> ASGIApp:
     async def node(request: Request) -> Response:
         answers = await _ask_all(crew, "/api/v1/node")
         if not answers:
-            return json_answer(503, {"error": "no worker answers"})
+            return await json_answer(503, {"error": "no worker answers"})
         documents = {a.member.number: json.loads(a.body) for a in answers}
-        return json_answer(200, _node_document(crew, documents))
+        return await json_answer(200, _node_document(crew, documents))
 
     routes = [
         Route(path, endpoint, methods=["GET"])
@@ -118,7 +120,7 @@ def make_fleet_app(crew: Crew) -> ASGIApp:
             ("/api/v1/node", node),
         )
     ]
-    return token_gate(Starlette(routes=routes), crew)
+    return guarded(routes, crew, crew.counts, unix=unix)
 
 
 def _ready_document(crew: Crew) -> tuple[int, dict[str, Any]]:

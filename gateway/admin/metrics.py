@@ -57,8 +57,10 @@ _COUNT_PREFIXES = (
 class NodeMetrics(Collector):
     """Collects a worker's figures at each scrape."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, document: dict[str, Any] | None = None) -> None:
+        """`document` is what `node_document` gives, where it has been read already."""
         self._served = served
+        self._document = document
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -72,7 +74,7 @@ class NodeMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metric families, from one reading."""
-        document = node_document(self._served)
+        document = self._document or node_document(self._served)
         yield from _node(document)
         upstreams = document["upstreams"]
         yield from _traffic(upstreams)

@@ -1,16 +1,17 @@
 """What the admin interface shows: a worker read once, as plain values.
 
-Nothing here is asked for by a request; a poll reads it in well under a millisecond, because the
-rows of a limit and the credentials of a breaker are looked at up to a bound. Durations are
+Nothing here is asked for by a request. The rows of a limit and the credentials of a breaker are
+looked at up to a bound, and what goes over all upstreams is written as steps, between which the
+loop may turn: one upstream is read in about a millisecond at most, 10,000 are not. Durations are
 milliseconds, `*_ns` are CLOCK_MONOTONIC and comparable between the processes of a host. No secret
 and no credential is in it: a credential is the first 8 hexadecimal digits of its keyed hash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gateway.build import build_kind, egressd_version
 from gateway.clock import MS, SECOND, monotonic_ns
@@ -22,13 +23,32 @@ if TYPE_CHECKING:
     from gateway.breaker.table import BreakerTable
     from gateway.conf.schema import Conf
     from gateway.conf.schema_upstream import LimitConf
+    from gateway.conf.units import Rate
     from gateway.limits.lessons import Lesson
     from gateway.limits.peaks import LimitPeaks
+    from gateway.proxy.downstream import DownstreamProtocol
     from gateway.proxy.graph import Upstream, Worker
 
-__all__ = ["Served", "live_document", "node_document", "ready_document"]
+__all__ = [
+    "Served",
+    "Steps",
+    "breaker_figures",
+    "limit_figures",
+    "live_document",
+    "member_figures",
+    "mesh_stats",
+    "node_document",
+    "node_figures",
+    "node_steps",
+    "pool_figures",
+    "ready_document",
+    "told_at_once",
+]
 
-ROWS_READ_MAX = 1000  # at some 0.4 us a row
+T = TypeVar("T")
+Steps = Generator[None, None, T]  # what is read bit by bit; its result is the last step's
+
+ROWS_READ_MAX = 1000  # of an upstream's limits together, at some 0.4 us a row
 CREDENTIALS_SHOWN_MAX = 100
 
 
@@ -56,8 +76,40 @@ class Served(Protocol):
     @property
     def ready(self) -> bool: ...
 
+    @property
+    def operator(self) -> Operator: ...
+    @property
+    def reload_faults(self) -> list[str]: ...
+    @property
+    def recent(self) -> list[dict[str, Any]]: ...
+
     def connection_count(self) -> int: ...
     def task_count(self) -> int: ...
+    def connections(self) -> Iterator[DownstreamProtocol]: ...
+    async def reload(self) -> bool: ...
+
+
+class Operator(Protocol):
+    """What the admin interface asks of a `gateway.operator.Operator`."""
+
+    overridden: dict[tuple[str, str], LimitConf]
+
+    def set_rate(self, upstream: str, limit: str, rate: Rate, burst: int | None) -> LimitConf: ...
+    def reset_rate(self, upstream: str, limit: str) -> LimitConf: ...
+    def drain(self, on: bool) -> None: ...
+    def forget_member(self, name: str) -> bool: ...
+    def members(self) -> list[dict[str, Any]]: ...
+    def note(self, event: str, **facts: object) -> None: ...
+
+
+def told_at_once(steps: Steps[T]) -> T:
+    """The result of all steps, without a turn of the loop in between."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def live_document() -> dict[str, Any]:
@@ -75,36 +127,54 @@ def ready_document(served: Served) -> tuple[int, dict[str, Any]]:
 
 
 def node_document(served: Served) -> dict[str, Any]:
-    """Everything about the node, for `/api/v1/node`, the metrics, and the demo."""
+    """Everything about the node, for the metrics and the demo."""
+    return told_at_once(node_steps(served))
+
+
+def node_steps(served: Served) -> Steps[dict[str, Any]]:
+    """The same for `/api/v1/node`, a step for each upstream."""
     now_ns = monotonic_ns()
     worker = served.worker
     conf = served.conf
-    node = getattr(served.mesh, "node", None)  # None: the node stands alone
-    stats: dict[str, Any] = node.stats(now_ns) if node is not None else {"members": []}
+    stats = mesh_stats(served, now_ns)
     upstreams = {}
     for name, upstream in worker.runtime.upstreams.items():
         upstreams[name] = _upstream(upstream, conf.upstream[name].limit, served.mesh, now_ns)
+        yield
     return {
-        "node": {
-            "name": conf.node.name,
-            "version": egressd_version(),
-            "build": build_kind(),
-            "uptime_s": round((now_ns - served.started_ns) / SECOND, 3),
-            "now_ns": now_ns,
-            "generation": worker.runtime.generation,
-            "reloads": served.reloads,
-            "reload_success": served.reload_success,
-            "codec": worker.codec.name,
-            "connections": served.connection_count(),
-            "tasks": served.task_count(),
-            "draining": worker.draining,
-            "ready": ready_document(served)[1]["ready"],
-        },
+        "node": node_figures(served, now_ns),
         "upstreams": upstreams,
-        "members": [_member(member) for member in stats.pop("members")],
+        "members": [member_figures(member) for member in stats.pop("members")],
         "mesh": _mesh(stats),
         "counts": {**worker.counts, "access_log_dropped": worker.ring_dropped},
     }
+
+
+def node_figures(served: Served, now_ns: int) -> dict[str, Any]:
+    """The process itself."""
+    worker = served.worker
+    return {
+        "name": served.conf.node.name,
+        "version": egressd_version(),
+        "build": build_kind(),
+        "uptime_s": round((now_ns - served.started_ns) / SECOND, 3),
+        "now_ns": now_ns,
+        "generation": worker.runtime.generation,
+        "reloads": served.reloads,
+        "reload_success": served.reload_success,
+        "codec": worker.codec.name,
+        "connections": served.connection_count(),
+        "tasks": served.task_count(),
+        "draining": worker.draining,
+        "ready": ready_document(served)[1]["ready"],
+    }
+
+
+def mesh_stats(served: Served, now_ns: int) -> dict[str, Any]:
+    """What the mesh's node tells of itself; no members where this node stands alone."""
+    node = getattr(served.mesh, "node", None)
+    stats: dict[str, Any] = node.stats(now_ns) if node is not None else {"members": []}
+    return stats
 
 
 def _upstream(
@@ -112,7 +182,6 @@ def _upstream(
 ) -> dict[str, Any]:
     counts = upstream.counts
     breakers: BreakerTable = upstream.breakers
-    pool = upstream.pool
     return {
         "requests": counts.requests,
         "admitted": counts.admitted,
@@ -129,26 +198,32 @@ def _upstream(
         "slow_head_ms": round(counts.slow_head_ns / MS, 3),
         "responses": {f"{digit}xx": counts.responses[digit] for digit in range(1, 6)},
         "waiting": upstream.queue_budget.used,
-        "pool": {
-            "idle": pool.idle_count,
-            "open": pool.open_count,
-            "dialling": pool.dialling_count,
-            "in_use": upstream.slots.used,
-        },
-        "breaker": _breaker(breakers.shown, now_ns),
+        "pool": pool_figures(upstream),
+        "breaker": breaker_figures(breakers.shown, now_ns),
         "credential_breakers": [
-            {"credential": key.hex()[:8], **_breaker(breaker, now_ns)}
+            {"credential": key.hex()[:8], **breaker_figures(breaker, now_ns)}
             for key, breaker in islice(breakers.credentials(), CREDENTIALS_SHOWN_MAX)
         ],
         "rate_factor": round(breakers.ramp.factor(now_ns), 4),
         "provider": upstream.profile.name,
         "preempted": counts.preempted,
         "throttle_scopes": dict(counts.scopes),
-        "limits": _limits(upstream, list(limits), mesh, now_ns),
+        "limits": limit_figures(upstream, list(limits), mesh, now_ns),
     }
 
 
-def _member(stats: dict[str, Any]) -> dict[str, Any]:
+def pool_figures(upstream: Upstream) -> dict[str, Any]:
+    """The connections to an upstream; `open` counts idle and busy ones, `in_use` exchanges."""
+    pool = upstream.pool
+    return {
+        "idle": pool.idle_count,
+        "open": pool.open_count,
+        "dialling": pool.dialling_count,
+        "in_use": upstream.slots.used,
+    }
+
+
+def member_figures(stats: dict[str, Any]) -> dict[str, Any]:
     """One member, this node itself among them; null where nothing was measured or heard.
 
     `loss` is the share of datagrams lost one way, from the last 32 probes or so. What was received
@@ -178,11 +253,13 @@ def _mesh(stats: dict[str, Any]) -> dict[str, Any]:
     return {**stats, "limits": named}
 
 
-def _breaker(breaker: Breaker, now_ns: int) -> dict[str, Any]:
+def breaker_figures(breaker: Breaker, now_ns: int) -> dict[str, Any]:
+    """One breaker; `forced` is the operator's word, null where the machine decides."""
     remaining_ns = max(0, breaker.until_ns - now_ns)
     return {
         "state": breaker.state.name.lower(),
         "cause": breaker.cause.name.lower(),
+        "forced": breaker.forced.name.lower() if breaker.forced is not None else None,
         "epoch": breaker.epoch,
         "remaining_ms": -(-remaining_ns // MS),
         "opened_ns": breaker.opened_ns,
@@ -190,7 +267,7 @@ def _breaker(breaker: Breaker, now_ns: int) -> dict[str, Any]:
     }
 
 
-def _limits(
+def limit_figures(
     upstream: Upstream, confs: list[LimitConf], mesh: Watched, now_ns: int
 ) -> list[dict[str, Any]]:
     """The configured limits in the file's order; the connections' in-flight limit comes last."""
@@ -212,7 +289,7 @@ def _limits(
             "refused": limit_set.refused[index],
             "would_refuse": limit_set.would_refuse[index],
         }
-        document.update(_rows(limit, now_ns))
+        document.update(_rows(limit, ROWS_READ_MAX // len(limit_set.limits), now_ns))
         document["windows"] = _windows(mesh.peaks(unwrapped(limit)))
         document["advertised"] = _advertised(lessons.get(index), now_ns)
         documents.append(document)
@@ -240,8 +317,8 @@ def _advertised(lesson: Lesson | None, now_ns: int) -> dict[str, Any] | None:
     }
 
 
-def _rows(limit: Any, now_ns: int) -> dict[str, Any]:
-    """The rows of a limit, whatever its kind, summed up over at most ROWS_READ_MAX of them.
+def _rows(limit: Any, rows_max: int, now_ns: int) -> dict[str, Any]:
+    """The rows of a limit, whatever its kind, summed up over at most `rows_max` of them.
 
     Mesh rows count their own admissions and know those of their peers; the node's own kinds count
     what they took. `level` is the fullest row's. `excess_bound` is how far all nodes together may
@@ -251,7 +328,7 @@ def _rows(limit: Any, now_ns: int) -> dict[str, Any]:
     own = mesh = rows_read = 0
     level = 0.0
     rows = limit.rows() if hasattr(limit, "rows") else iter(limit)
-    for row in islice(rows, ROWS_READ_MAX):
+    for row in islice(rows, rows_max):
         rows_read += 1
         if hasattr(row, "peers"):  # a mesh-wide row
             own += row.own

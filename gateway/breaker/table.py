@@ -268,6 +268,9 @@ class BreakerTable:
         if state is BreakerState.OPEN and breaker.state is BreakerState.CLOSED:
             breaker.cause = Cause.FAILURE  # refused with 503: it is no throttle's 429
         self._book(breaker)
+        if breaker is self.own and self.local is not None:
+            # "Closed" means that requests go, whoever found the upstream failing.
+            self.local.forced = state if state is BreakerState.CLOSED else None
         return breaker
 
     def pause(self, pause_ns: int, now_ns: int) -> Sequence[Change]:

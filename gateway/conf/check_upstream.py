@@ -32,6 +32,8 @@ _FRAMING_FIELDS = frozenset(
         "via",
     )
 )
+# A limit's figures travel in 32 bits (peers/PROTOCOL.md).
+_MESH_COUNT_MAX = 0xFFFF_FFFF
 _RATE_ONLY = ("burst", "algorithm", "align", "learn", "cost", "on_partition")
 
 
@@ -125,6 +127,8 @@ def _limit(limit: LimitConf, path: Path) -> Iterator[Finding]:
     if limit.cost.kind == "fixed" and limit.cost.tokens > max(most, 1):
         message = f"{limit.cost.tokens} tokens are never there at once; the most is {most}"
         yield Finding((*path, "cost"), message)
+    if limit.sync != "local" and max(limit.rate.count, limit.burst) > _MESH_COUNT_MAX:
+        yield Finding((*path, "rate"), f"the mesh counts tokens up to {_MESH_COUNT_MAX}")
     if limit.sync == "local" and "on_partition" in limit.model_fields_set:
         yield Finding((*path, "on_partition"), 'has no meaning with sync = "local"')
 

@@ -6,6 +6,7 @@ moves octets. Refusals are values (`Blocked`) while waiting can help, and Gatewa
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase
 from gateway.proxy import pauses
 from gateway.proxy.clients import ANONYMOUS, Client
-from gateway.proxy.graph import RETRY_CREDIT_MAX
+from gateway.proxy.graph import HEAD_BOUNDS_NS, RETRY_CREDIT_MAX
 from gateway.proxy.keys import credential_of
 
 if TYPE_CHECKING:
@@ -268,6 +269,7 @@ def answered(
     counts = upstream.counts
     status = head.status
     counts.responses[status // 100 if status < 600 else 5] += 1
+    counts.heads[bisect_left(HEAD_BOUNDS_NS, head_time_ns)] += 1
     # A decaying maximum stands for the 99th percentile: 1 % less with each response.
     counts.slow_head_ns = max(head_time_ns, counts.slow_head_ns - counts.slow_head_ns // 100)
     if upstream.settled:

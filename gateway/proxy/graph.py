@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from gateway.breaker.outcome import FailureRule
-from gateway.clock import monotonic_ns, wall_ns
+from gateway.clock import MS, monotonic_ns, wall_ns
 from gateway.errors import GatewayError, Termination
 from gateway.h1.codec import Codec, HeadLimits
 from gateway.h1.message import HTTP_2
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from gateway.waiting.fair_queue import Budget
 
 __all__ = [
+    "HEAD_BOUNDS_NS",
     "RETRY_CREDIT_MAX",
     "AccessRecord",
     "KeyPart",
@@ -136,6 +137,13 @@ class AccessRecord(NamedTuple):
     error: GatewayError | None
 
 
+# Where the classes of the time to a response's head end; above the last one is one more. Each is
+# about twice the one before, from a neighbour on the LAN to the longest `timeout.response`.
+HEAD_BOUNDS_NS = tuple(
+    int(ms * MS) for ms in (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
+)
+
+
 class UpstreamCounts:
     """Plain integers that the hot path counts; formatted by admin."""
 
@@ -143,6 +151,7 @@ class UpstreamCounts:
         "aborted",
         "admitted",
         "failed",
+        "heads",
         "paused",
         "pauses",
         "preempted",
@@ -176,6 +185,7 @@ class UpstreamCounts:
         self.preempted = 0  # pauses before a refusal, because a success said that nothing is left
         self.scopes: dict[str, int] = {}  # what throttles said that they concern
         self.trials = 0
+        self.heads = [0] * (len(HEAD_BOUNDS_NS) + 1)  # responses by the time to their head
         self.responses = [0] * 6  # by the first digit of the status
 
     def count_scope(self, scope: str) -> None:

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from gateway.proxy.admission import Admittee
     from gateway.proxy.graph import KeyPart
 
-__all__ = ["compile_cost", "compile_key", "credential_of", "source_network"]
+__all__ = [
+    "compile_cost",
+    "compile_key",
+    "credential_of",
+    "parts_of_key",
+    "source_network",
+]
 
 CREDENTIAL_FIELDS = frozenset((b"authorization", b"x-api-key", b"api-key"))
 DIGEST_BYTES = 16  # 128 bits: no two credentials of a cluster meet by chance
@@ -109,6 +115,36 @@ def compile_key(parts: Sequence[str]) -> KeyPart | None:
     return compound
 
 
+def parts_of_key(parts: Sequence[str], key: bytes) -> dict[str, str | None]:
+    """What `compile_key` put into a key, for an operator to read: part and value, None if absent.
+
+    A credential is its hash as hexadecimal; other octets are characters of the same number, so
+    that different values never look alike. Raises ValueError for octets that are no such key.
+    """
+    if len(parts) == 1:
+        return {parts[0]: _shown(parts[0], key[1:] if key else None)}
+    shown: dict[str, str | None] = {}
+    at = 0
+    for part in parts:
+        value = None
+        if key[at : at + 1] == b"=":
+            length, _, _ = key[at + 1 : at + 1 + LENGTH_DIGITS_MAX].partition(b":")
+            begin = at + 2 + len(length)
+            at = begin + int(length)
+            value = key[begin:at]
+        else:
+            at += 1
+        shown[part] = _shown(part, value)
+    return shown
+
+
+def _shown(part: str, value: bytes | None) -> str | None:
+    if value is None:
+        return None
+    return value.hex() if part == "credential" else value.decode("latin-1")
+
+
+LENGTH_DIGITS_MAX = 8  # a part is never longer than a head, whose bound has seven digits
 COST_DIGITS_MAX = 9  # more tokens than any burst has
 
 

@@ -107,6 +107,10 @@ class WaitRoom:
         held = [entry[2] for entry in sorted(self._deadlines) if entry[2].blocker is not None]
         return list(dict.fromkeys(held))
 
+    def blockers(self) -> list[Any]:
+        """The rows and breakers that somebody waits at."""
+        return [blocker for blocker in self._when if blocker.waiting is not None]
+
     def run(self, now_ns: int) -> None:
         """Serves every wake and deadline that is due (split from the timer for the tests)."""
         wakes = self._wakes

@@ -131,6 +131,18 @@ class ExactLimit:
         """All rows, the least recently used first."""
         return self._rows.values()
 
+    def keys(self) -> list[bytes]:
+        """A copy of all keys, in the order in which the rows were made (see `table.RowTable`)."""
+        return list(dict.__iter__(self._rows))
+
+    def peek(self, key: bytes) -> ExactRow | None:
+        """The row for a key if there is one; the order of use stays as it is."""
+        return self._rows.get(key)
+
+    def forgive(self) -> None:
+        """Ledgers of this node that are made from now on start empty again."""
+        self._crowded_until_ns = 0
+
     def __len__(self) -> int:
         return len(self._rows)
 

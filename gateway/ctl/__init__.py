@@ -1,0 +1,1 @@
+"""`egressd ctl` and `egressd top`: the admin interface from a terminal."""
