@@ -13,7 +13,7 @@ The life of a request, by room:
 
 Floors (imports go downward only; tests/test_tidy.py holds them):
 
-    5  cli server runtime registry demo              composition: signals, uvloop, peers.driver
+    5  cli ctl server operator runtime registry demo composition: signals, uvloop, peers.driver
        supervisor crew control worker                several workers as one node
        listening sockets ports systemd process       what it needs of the operating system
     4  admin mesh accesslog                          cold readers

@@ -1,4 +1,4 @@
-"""The command line: run, check, schema, sim, demo.
+"""The command line: run, check, schema, ctl, top, sim, demo.
 
 Exit status: 0 done, 1 the file has faults or the node cannot start, 2 wrong usage (click's own).
 """
@@ -34,7 +34,23 @@ def _load(path: str, overrides: tuple[str, ...]):  # type: ignore[no-untyped-def
         sys.exit(1)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands that ask a running node are imported when they are named: `run` needs none."""
+
+    LATE = ("ctl", "top")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.LATE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.LATE:
+            from gateway.ctl import commands
+
+            return commands.ctl if cmd_name == "ctl" else commands.top
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(f"{egressd_version()} ({build_kind()})", prog_name="egressd")
 def main() -> None:
     """An egress gateway whose nodes keep an external API's rate limit together, without a store."""

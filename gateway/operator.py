@@ -73,7 +73,7 @@ class Operator:
             self._server.log.warning("drained by the operator" if on else "serving again")
 
     def forget_member(self, name: str) -> bool:
-        """Strikes out a member that is not live, so that no majority waits for it."""
+        """Takes a dead member for one that left, so that no majority waits for it."""
         driver = self._server.driver
         forgotten = driver is not None and driver.node.forget_member(name)
         if forgotten:

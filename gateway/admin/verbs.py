@@ -159,8 +159,8 @@ def forget(served: Served, member: str, body: Body) -> Body:
     if member not in names:
         raise Problem(404, f"no member {member} is known")
     if not served.operator.forget_member(member):
-        raise Problem(409, f"{member} is {names[member]}; only a dead or departed one is forgotten")
-    return _done(served, f"{member} is forgotten here; tell every member that still lists it")
+        raise Problem(409, f"{member} is {names[member]}; only a dead member is forgotten")
+    return _done(served, f"{member} counts as one that left", "mesh")
 
 
 def _done(served: Served, done: str, reach: str = "node") -> Body:

@@ -180,12 +180,15 @@ class Members:
         self.me.state = MemberState.LEFT
         return self.me.update()
 
-    def forget(self, name: str) -> bytes | None:
-        """Strikes out a member that is not live; returns its id, or None if there is no such."""
+    def forget(self, name: str, now_ns: int) -> bytes | None:
+        """Takes a dead member for one that left, and tells all; its id, or None if none is dead.
+
+        Merely struck out here it would come back with the next member's list.
+        """
         for node, member in self._others.items():
-            if member.name == name and not member.live:
-                del self._others[node]
-                self.version += 1
+            if member.name == name and member.state == MemberState.DEAD:
+                left = member.update()._replace(state=int(MemberState.LEFT))
+                self.merge(left, self.me.node, now_ns)
                 return node
         return None
 

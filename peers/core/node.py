@@ -250,8 +250,11 @@ class Node:
         return self._members.live_count
 
     def forget_member(self, name: str) -> bool:
-        """Strikes a dead member out, so that it no longer counts for majorities."""
-        node = self._members.forget(name)
+        """Takes a dead member for one that left, on all nodes: it no longer counts for majorities.
+
+        False where no member of that name is dead.
+        """
+        node = self._members.forget(name, self._now_ns)
         if node is not None:
             self._gone(node)
             self._after_work()
