@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 from gateway.admin import verbs
 from gateway.admin.items import KEY, ROW_ITEM
-from gateway.admin.pace import paced
+from gateway.admin.pace import LEVELS, paced
 from gateway.admin.problems import Problem
 from gateway.admin.resources import RESOURCES, Resource
 from gateway.admin.shapes import Shape, faults, integer, listed, maybe, record, text, truth
@@ -42,6 +42,8 @@ NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}$"
 HASH_PATTERN = "^[0-9a-f]{8,32}$"
 FOR_MS_MAX = 366 * 24 * 3600 * 1000  # the longest duration of a file; pause_max is the real bound
 
+CONF_LEVELS = 5  # conf, the node's, `conf`, `upstream`, and each of them
+
 Body = dict[str, Any]
 
 
@@ -54,7 +56,10 @@ class Ask(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One method on one path. `takes` is the body's shape, None where there is none."""
+    """One method on one path. `takes` is the body's shape, None where there is none.
+
+    `levels`: below so many levels what it gives is small (see `pace`).
+    """
 
     name: str
     method: str
@@ -64,6 +69,7 @@ class Operation(NamedTuple):
     gives: Shape
     query: dict[str, Shape] = {}  # noqa: RUF012 never changed
     takes: Shape | None = None
+    levels: int = LEVELS
 
 
 async def _resource(resource: Resource, name: str, served: Served, ask: Ask) -> Body:
@@ -145,6 +151,7 @@ def _reader(name: str, resource: Resource) -> Operation:
         partial(_resource, resource, name),
         record({name: listed(resource.item)}),
         _UPSTREAM_QUERY if resource.by_upstream else {},
+        levels=CONF_LEVELS if name == "conf" else LEVELS,
     )
 
 

@@ -35,7 +35,7 @@ from gateway.admin.events import Snapshots
 from gateway.admin.gate import Configured, Gate
 from gateway.admin.metrics import CONTENT_TYPE, NodeMetrics
 from gateway.admin.openapi import openapi_document
-from gateway.admin.pace import encoded_steps, paced
+from gateway.admin.pace import LEVELS, encoded_steps, paced
 from gateway.admin.problems import Problem, problem_answer
 from gateway.admin.views import live_document, node_steps, ready_document
 
@@ -111,7 +111,7 @@ def _endpoint(served: Served, operation: Operation) -> Callable[[Request], Await
         if operation.takes is not None:
             body = body_of(operation, await _octets(request))
         document = await operation.call(served, Ask(request.path_params, query, body))
-        return await json_answer(200, document)
+        return await json_answer(200, document, operation.levels)
 
     return answer
 
@@ -135,9 +135,9 @@ async def _octets(request: Request) -> bytes:
     return octets
 
 
-async def json_answer(status: int, document: dict[str, Any]) -> Response:
-    """A JSON answer, not to be stored."""
-    body = await paced(encoded_steps(document)) + b"\n"
+async def json_answer(status: int, document: dict[str, Any], levels: int = LEVELS) -> Response:
+    """A JSON answer, not to be stored; below so many `levels` its values are small (see `pace`)."""
+    body = await paced(encoded_steps(document, levels)) + b"\n"
     return Response(body, status, NO_STORE, media_type=JSON_TYPE)
 
 

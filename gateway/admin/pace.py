@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from gateway.admin.views import Steps
 from gateway.clock import MS, monotonic_ns
 
-__all__ = ["encoded_steps", "paced"]
+__all__ = ["LEVELS", "encoded_steps", "paced"]
 
 T = TypeVar("T")
 
 # The bound is 10 ms for everything; a step is at most about 1 ms.
 SLICE_NS = 2 * MS
-# Below so many levels a value is small: an upstream, a route, an item of a list.
+# Below so many levels a value is small: an item of a list, an upstream of a document.
 LEVELS = 3
 
 

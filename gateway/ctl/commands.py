@@ -37,7 +37,13 @@ class Reach(NamedTuple):
 def _reach_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that asks a node."""
     for option in (
-        click.option("--admin", "where", metavar="WHERE", help="HOST:PORT, http://… or unix:PATH."),
+        click.option(
+            "--admin",
+            "where",
+            metavar="WHERE",
+            envvar="EGRESSD_ADMIN",
+            help="HOST:PORT, http://… or unix:PATH; or EGRESSD_ADMIN.",
+        ),
         click.option("-c", "--conf", "path", type=_FILE, help="Takes WHERE and token from a file."),
         click.option("--token-file", type=_FILE, help=f"Holds the token; or {TOKEN_ENV}."),
     ):

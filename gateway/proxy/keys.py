@@ -119,7 +119,7 @@ def parts_of_key(parts: Sequence[str], key: bytes) -> dict[str, str | None]:
     """What `compile_key` put into a key, for an operator to read: part and value, None if absent.
 
     A credential is its hash as hexadecimal; other octets are characters of the same number, so
-    that different values never look alike. Raises ValueError for octets that are no such key.
+    that different values never look alike.
     """
     if len(parts) == 1:
         return {parts[0]: _shown(parts[0], key[1:] if key else None)}

@@ -356,6 +356,8 @@ def test_a_verb_is_json_and_small_and_strict(make: Make) -> None:
         assert raw_status(path, "GET", target, b"") == 404
     assert raw_status(path, "GET", "/api/v1/limits?upstream=nobody", b"") == 404
     assert raw_status(path, "POST", "/api/v1/drain", good, **json_type) == 405
+    counts = admin.get("node")["counts"]
+    assert (counts["admin_refused_415"], counts["admin_refused_413"]) == (4, 1)
 
 
 def test_the_document_names_every_route_and_no_other(make_served: Callable[..., Any]) -> None:

@@ -264,6 +264,7 @@ token = {{ env = "ADMIN" }}
 
         where = ("--admin", f"unix:{admin}")
         assert status(*where) == 4
+        assert status(env={"EGRESSD_ADMIN": where[1]}) == 4
         assert status(*where, env={"EGRESSD_ADMIN_TOKEN": "wrong"}) == 4
         assert status(*where, env={"EGRESSD_ADMIN_TOKEN": "correct-horse"}) == 0
         assert status(*where, "--token-file", str(token)) == 0
