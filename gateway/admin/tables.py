@@ -149,7 +149,7 @@ def _slices(keys: list[bytes], size: int) -> Iterator[list[bytes]]:
 def _item(served: Served, table: Table, row: Any, now_ns: int) -> dict[str, Any]:
     free, full_ns = table.limit.remaining(row, now_ns)
     if hasattr(row, "peers"):  # a mesh-wide row
-        own, mesh = row.own, row.own + sum(peer.count for peer in row.peers.values())
+        own, mesh = row.own, row.mesh_count
     else:
         own = mesh = row.taken
     if hasattr(row, "level"):

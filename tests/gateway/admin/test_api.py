@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 from fakes.gateway import Gateway
+from fakes.nodes import free_ports
 from fakes.origin import Origin
 
 from gateway.admin.api import OPERATIONS
@@ -70,9 +71,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     with Origin() as origin:
         gateways: list[Gateway] = []
 
-        def start(rate: str = "100/s", wait: str = "0s") -> tuple[Gateway, Admin, Origin]:
+        def start(
+            rate: str = "100/s", wait: str = "0s", more: str = ""
+        ) -> tuple[Gateway, Admin, Origin]:
             path = tmp_path / "admin.sock"
-            text = CONF.format(admin=path, origin=origin.url, rate=rate, wait=wait)
+            text = CONF.format(admin=path, origin=origin.url, rate=rate, wait=wait) + more
             gateway = Gateway(text, tmp_path)
             gateway.__enter__()
             gateways.append(gateway)
@@ -199,6 +202,42 @@ def test_a_rate_that_cannot_be_changes_nothing(make: Make) -> None:
         with pytest.raises(Refused, match=words):
             admin.tell("PUT", "limits", "api", limit, "rate", **body)
     assert before == [(x["name"], x["rate"], x["burst"]) for x in admin.get("limits")["limits"]]
+
+
+def test_mesh_wide_limits_of_each_kind_are_shown_and_cleared(make: Make) -> None:
+    (ports,) = free_ports(1)
+    more = f"""
+[mesh]
+bind = "127.0.0.1:{ports.mesh}"
+[[upstream.api.limit]]
+name = "window"
+rate = "600/h"
+algorithm = "window"
+[[upstream.api.limit]]
+name = "held"
+in_flight = 10
+sync = "mesh"
+"""
+    gateway, admin, _ = make(more=more)
+    assert statuses(gateway, 3) == [200] * 3
+    page = next(one for one in OPERATIONS if one.name == "show_table")
+    for limit in ("account", "window", "held"):
+        document = admin.get("tables", "api", limit)
+        jsonschema_rs.validator_for(page.gives).validate(document)
+        assert document["rows"][0]["admitted_own"] == 3
+    listed = next(one for one in OPERATIONS if one.name == "list_limits")
+    jsonschema_rs.validator_for(listed.gives).validate(admin.get("limits"))
+    for limit in ("account", "window"):
+        done = admin.tell("POST", "tables", "api", limit, "clear")
+        assert "what other members hold comes back" in done["done"]
+        assert admin.get("tables", "api", limit)["rows"][0]["level"] == 0.0
+    with pytest.raises(Refused, match="nothing to clear"):
+        admin.tell("POST", "tables", "api", "held", "clear")
+    assert admin.tell("PUT", "limits", "api", "window", "rate", rate="60/h")["reach"] == "mesh"
+    assert admin.tell("POST", "upstreams", "api", "pause", for_ms=1000)["reach"] == "mesh"
+    (member,) = admin.get("members")["members"]
+    with pytest.raises(Refused, match="gw-test is alive; only a dead member"):
+        admin.tell("POST", "members", member["name"], "forget")
 
 
 def test_a_table_and_a_row_are_cleared(make: Make) -> None:
