@@ -83,6 +83,7 @@ HOT = [
     "gateway/limits/gcra.py",
     "gateway/limits/policy.py",
     "gateway/h1/codec_httptools.py",
+    "gateway/h1/dates.py",
     "gateway/h1/encode.py",
     "gateway/h1/forward.py",
     "peers/core/counters.py",

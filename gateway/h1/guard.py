@@ -206,7 +206,9 @@ def judge_response(head: ResponseHead, request_method: bytes) -> None:
         kind = kind_of[name]
         if kind == names.PLAIN:
             continue
-        if kind == names.CONTENT_LENGTH:
+        if kind == names.DATE:
+            head.dated = True
+        elif kind == names.CONTENT_LENGTH:
             if length is None:
                 length = value
             else:

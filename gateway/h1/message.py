@@ -70,6 +70,7 @@ class ResponseHead:
     __slots__ = (
         "connection",
         "content_length",
+        "dated",
         "fields",
         "framing",
         "idle_s",
@@ -87,6 +88,7 @@ class ResponseHead:
         self.fields = fields
         self.framing = Framing.NONE
         self.content_length = 0  # octets; meaningful with Framing.LENGTH
+        self.dated = False  # whether it has a Date
         self.keep_alive = False
         self.connection: frozenset[bytes] = frozenset()
         self.idle_s = -1  # for how long the sender keeps an idle connection; -1: it did not say

@@ -13,6 +13,7 @@ from typing import Final
 __all__ = [
     "CONNECTION",
     "CONTENT_LENGTH",
+    "DATE",
     "EXPECT",
     "FORWARDED",
     "HOP",
@@ -42,7 +43,8 @@ HOP: Final = 8  # meant for the next hop only and of no interest to the guard
 FORWARDED: Final = 9  # says where a request came from (RFC 7239 and its forerunners)
 PROXY_AUTHORIZATION: Final = 10
 PROXY_AUTHENTICATE: Final = 11
-INVALID: Final = 12
+DATE: Final = 12  # a response that has none gets one
+INVALID: Final = 13
 
 # RFC 9110 section 5.6.2: token = 1*tchar.
 is_token = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
@@ -58,6 +60,7 @@ _KINDS = {
     b"content-length": CONTENT_LENGTH,
     b"transfer-encoding": TRANSFER_ENCODING,
     b"connection": CONNECTION,
+    b"date": DATE,
     b"expect": EXPECT,
     b"te": TE,
     b"upgrade": UPGRADE,

@@ -8,7 +8,6 @@ must not come too early.
 from __future__ import annotations
 
 import json
-from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from gateway.clock import MS, SECOND
@@ -71,7 +70,7 @@ def error_answer(
     kind = error.kind
     body = json.dumps(problem(error, upstream, waited_ns, attempts)).encode() + b"\n"
     fields: Fields = [
-        (b"Date", formatdate(worker.wall_ns() / SECOND, usegmt=True).encode()),
+        (b"Date", worker.date.of(worker.wall_ns())),
         (b"Content-Type", b"application/problem+json"),
         (b"Content-Length", b"%d" % len(body)),
         (b"Cache-Control", b"no-store"),

@@ -128,7 +128,8 @@ class Exchange(Respondent):
             # Reflecting a request would show a script the credentials that were added on the way.
             raise GatewayError(ErrorKind.NOT_IMPLEMENTED, "TRACE is not answered here")
         close = not self.head.keep_alive or not self.request_done
-        fields = [(b"Via", self.worker.via)]
+        worker = self.worker
+        fields = [(b"Date", worker.date.of(worker.wall_ns())), (b"Via", worker.via)]
         self.status = 204
         self.downstream.out.append(encode.response(204, b"", fields, Framing.NONE, close))
         self.response_started = True

@@ -16,6 +16,7 @@ from gateway.breaker.outcome import FailureRule
 from gateway.clock import MS, monotonic_ns, wall_ns
 from gateway.errors import GatewayError, Termination
 from gateway.h1.codec import Codec, HeadLimits
+from gateway.h1.dates import HttpDate
 from gateway.h1.message import HTTP_2
 from gateway.limits.verdict import Limit
 from gateway.proxy.clients import ClientTable
@@ -352,6 +353,7 @@ class Worker:
         "chance",
         "codec",
         "counts",
+        "date",
         "draining",
         "loop",
         "mesh",
@@ -384,6 +386,7 @@ class Worker:
         self.pseudonym = pseudonym
         self.via = b"1.1 " + pseudonym
         self.chance = chance
+        self.date = HttpDate()
         self.now_ns = monotonic_ns
         self.wall_ns = wall_ns
         self.wheel = Wheel(loop)

@@ -148,6 +148,9 @@ class Respondent(admission.Admittee):
         )
         via = worker.via if head.minor == 1 else worker.via_slow(head.minor)
         fields = forward_response(head, via)
+        if not head.dated:
+            # RFC 9110 section 6.6.1: a recipient with a clock that forwards it must date it.
+            fields.append((b"Date", worker.date.of(worker.wall_ns())))
         downstream.out.append(encode.response(status, head.reason, fields, framing, not keep))
         connection = self.connection
         if connection is not None:

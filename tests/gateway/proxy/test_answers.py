@@ -10,10 +10,11 @@ import pytest
 
 from gateway.clock import MS, SECOND
 from gateway.errors import ErrorKind, GatewayError
+from gateway.h1.dates import HttpDate
 from gateway.proxy.answers import error_answer, problem
 
 WORKER: Any = SimpleNamespace(
-    wall_ns=lambda: 784_111_777 * SECOND + 999 * MS, pseudonym=b"egressd-gw-1"
+    wall_ns=lambda: 784_111_777 * SECOND + 999 * MS, pseudonym=b"egressd-gw-1", date=HttpDate()
 )
 
 

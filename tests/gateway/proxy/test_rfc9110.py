@@ -6,6 +6,7 @@ import email.utils
 import json
 import socket
 import struct
+import time
 
 import pytest
 from fakes.origin import Connection, Received, answer
@@ -111,6 +112,35 @@ def test_9110_6_6_1_own_answers_have_a_date(make) -> None:
         date = client.get(host=b"nowhere.test").value(b"date").decode()
     assert date.endswith(" GMT")
     assert email.utils.parsedate_to_datetime(date)
+
+
+def test_9110_6_6_1_a_response_without_a_date_gets_one(make) -> None:
+    """And only that: one that has a Date keeps it, whatever it says; interim ones need none."""
+
+    async def script(connection: Connection, request: Received) -> None:
+        own = b"DATE: yesterday\r\n" if request.lines[0] == b"GET /own HTTP/1.1" else b""
+        await connection.send(
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\n" + own + b"Content-Length: 0\r\n\r\n"
+        )
+
+    gateway, _ = make(script)
+    with gateway.client() as client:
+        before = int(time.time())
+        client.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        assert b"date" not in client.read_until(b"\r\n\r\n").lower()
+        date = client.response().value(b"date").decode()
+        assert date.endswith(" GMT")
+        dated = email.utils.parsedate_to_datetime(date).timestamp()
+        assert before <= dated <= time.time()
+        assert client.get(b"/own").values(b"date") == [b"yesterday"]
+
+
+def test_9110_6_6_1_the_answer_to_max_forwards_has_a_date(make) -> None:
+    gateway, _ = make()
+    with gateway.client() as client:
+        client.send(b"OPTIONS / HTTP/1.1\r\nHost: api.test\r\nMax-Forwards: 0\r\n\r\n")
+        assert client.response().value(b"date").endswith(b" GMT")
 
 
 def test_9110_7_6_methods_fields_and_statuses_nobody_knows_pass(make) -> None:
