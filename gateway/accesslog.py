@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.clock import MS, SECOND
+from gateway.h1.trace import is_request_id, trace_id
 
 if TYPE_CHECKING:
     from gateway.errors import Termination
@@ -36,8 +37,9 @@ STOP_SECONDS = 1.0  # what a reader that stands still may cost at the end
 # (14 against 4 us), which was a quarter of all that a request costs.
 _quoted = json.encoder.encode_basestring_ascii
 _JSON = (
-    '{"time":"%s.%03dZ",%s,"path":%s,"status":%d,"bytes_in":%d,"bytes_out":%d,"waited_ms":%s,'
-    '"connect_ms":%s,"response_ms":%.3f,"total_ms":%.3f,"attempts":%d,"termination":"%s"'
+    '{"time":"%s.%03dZ",%s,"path":%s,"status":%d,"bytes_in":%d,"bytes_out":%d,"request_ms":%s,'
+    '"waited_ms":%s,"connect_ms":%s,"response_ms":%s,"total_ms":%.3f,"attempts":%d,'
+    '"termination":"%s","request_id":%s'
 )
 # Who asks whom repeats from line to line: 1,024 of these, at most 400 KiB, are made once. A longer
 # host is a client's invention and not kept.
@@ -80,13 +82,21 @@ def _letters(termination: Termination) -> str:
     return str(termination)
 
 
-def json_line(record: AccessRecord) -> str:
-    """One JSON object. The query is left out: it is where APIs let keys be sent."""
-    # Taken apart at once: eighteen attributes of a NamedTuple cost as much as the formatting.
+def _request_id(prefix: str, number: int, told: bytes) -> str:
+    """As in our own answers: what the client called it, or else its number in this process."""
+    return told.decode("ascii") if told and is_request_id(told) else f"{prefix}-{number:x}"
+
+
+def json_line(record: AccessRecord, prefix: str) -> str:
+    """One JSON object. The query is left out: it is where APIs let keys be sent.
+
+    `prefix` begins the ids of requests that brought none (`Worker.id_prefix`).
+    """
+    # Taken apart at once: two dozen attributes of a NamedTuple cost as much as the formatting.
     (
         wall_ns, source, client, listener, upstream, method, host, target, status,
-        bytes_in, bytes_out, waited_ns, connect_ns, response_ns, total_ns, attempts,
-        termination, error,
+        bytes_in, bytes_out, request_ns, waited_ns, connect_ns, response_ns, total_ns, attempts,
+        limit, number, request_id, traceparent, termination, error,
     ) = record  # fmt: skip
     parties = _parties if len(host) <= _HOST_KEPT_BYTES_MAX else _parties_slow
     line = _JSON % (
@@ -97,32 +107,52 @@ def json_line(record: AccessRecord) -> str:
         status,
         bytes_in,
         bytes_out,
+        "%.3f" % (request_ns / MS) if request_ns else "0.000",
         "%.3f" % (waited_ns / MS) if waited_ns else "0.000",
-        "%.3f" % (connect_ns / MS) if connect_ns else "0.000",
-        response_ns / MS,
+        "%.3f" % (connect_ns / MS) if connect_ns > 0 else "null" if connect_ns else "0.000",
+        "%.3f" % (response_ns / MS) if response_ns >= 0 else "null",
         total_ns / MS,
         attempts,
         _letters(termination),
+        f'"{prefix}-{number:x}"'
+        if not request_id
+        else _quoted(_request_id(prefix, number, request_id)),
     )
-    if error is None:
-        return line + "}"
-    line += f',"error":"{error.kind.proxy_error}","detail":{_quoted(str(error))}'
-    return line + (f',"limit":{_quoted(error.limit)}}}' if error.limit else "}")
+    trace = trace_id(traceparent) if traceparent else ""
+    if trace:
+        line += f',"trace_id":"{trace}"'
+    if error is not None:
+        line += f',"error":"{error.kind.proxy_error}","detail":{_quoted(str(error))}'
+        limit = error.limit
+    return line + (f',"limit":{_quoted(limit)}}}' if limit else "}")
 
 
-def text_line(record: AccessRecord) -> str:
-    """One line in the manner of HAProxy's HTTP log (configuration manual 8.2.3)."""
+def text_line(record: AccessRecord, prefix: str) -> str:
+    """One line in the manner of HAProxy's HTTP log (configuration manual 8.2.3).
+
+    The timers are HAProxy's TR/Tw/Tc/Tr/Ta in milliseconds, -1 for what it did not come to.
+    """
     timers = "/".join(
-        str(value // MS)
-        for value in (record.waited_ns, record.connect_ns, record.response_ns, record.total_ns)
+        str(value // MS)  # of -1 it is -1
+        for value in (
+            record.request_ns,
+            record.waited_ns,
+            record.connect_ns,
+            record.response_ns,
+            record.total_ns,
+        )
     )
     path = _escaped(record.target.partition(b"?")[0])
     host = _escaped(record.host)
-    reason = f" {record.error.kind.proxy_error}" if record.error is not None else ""
+    error = record.error
+    reason = f" {error.kind.proxy_error}" if error is not None else ""
+    limit = error.limit if error is not None else record.limit
+    request_id = _request_id(prefix, record.number, record.request_id).replace('"', "\\x22")
     return (
         f"{_stamp(record.wall_ns)} {record.source} {record.client or '-'} {record.listener} "
         f"{record.upstream or '-'} {timers} {record.status} {record.bytes_out} "
-        f"{record.termination} {record.attempts} "
+        f"{record.termination} {record.attempts} {limit or '-'} {request_id} "
+        f"{trace_id(record.traceparent) or '-'} "
         f'"{_text(record.method) or "-"} {host}{path}"{reason}'
     )
 
@@ -142,8 +172,9 @@ class AccessLog:
         self.target = target
         self.format = form
         self._worker = worker
-        self._line: Callable[[AccessRecord], str] = json_line if form == "json" else text_line
+        self._line: Callable[[AccessRecord, str], str] = json_line if form == "json" else text_line
         self._shared = shared
+        self._prefix = worker.id_prefix.decode()
         self._fd = -1
         self._task: asyncio.Task[None] | None = None
         self._writing = 0  # lines that the thread was given last
@@ -193,7 +224,8 @@ class AccessLog:
         not handed to the thread."""
         records, self._worker.ring = self._worker.ring, []
         for start in range(0, len(records), BATCH):
-            lines = [self._line(record) for record in records[start : start + BATCH]]
+            batch = records[start : start + BATCH]
+            lines = [self._line(record, self._prefix) for record in batch]
             self._writing = len(lines)
             try:
                 await self._write(("\n".join(lines) + "\n").encode())

@@ -137,6 +137,7 @@ class Assembly:
             head_timeout_ns=max((timeout.head for timeout in timeouts), default=10 * SECOND),
             idle_timeout_ns=max((timeout.idle for timeout in timeouts), default=55 * SECOND),
             access_log=conf.log.access != "off",
+            access_sample=conf.log.access_sample,
         )
 
     def retune(self, conf: Conf, name: str) -> None:

@@ -16,6 +16,7 @@ from gateway.conf.fields import (
     Duration,
     FilePath,
     Flag,
+    Float,
     HostField,
     Int,
     Join,
@@ -144,6 +145,12 @@ class Log(Section):
     )
     access: LogPath = option(
         "stdout", '"off", "stdout", or a path, which is opened again on SIGUSR1.'
+    )
+    access_sample: Float = option(
+        1.0,
+        "The share of exchanges that went well that is written down; all others always are.",
+        ge=0,
+        le=1,
     )
     format: Literal["json", "text"] = option("json", "One JSON object a line, or HAProxy's manner.")
 

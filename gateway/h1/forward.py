@@ -46,6 +46,7 @@ _RESPONSE_DROPS = {
 # Indexed by kind: a tuple's element is found faster than a set's member.
 _KEEP_IN_REQUEST: Final = tuple(kind not in _REQUEST_DROPS for kind in _KINDS)
 _KEEP_IN_RESPONSE: Final = tuple(kind not in _RESPONSE_DROPS for kind in _KINDS)
+_KEPT_TRAILERS = frozenset((names.PLAIN, names.REQUEST_ID, names.TRACEPARENT))
 
 # Connection options that name no field, or one that is dropped in any case.
 _PLAIN_OPTIONS: Final = frozenset((b"close", b"keep-alive", b"te", b"upgrade"))
@@ -171,7 +172,7 @@ def forward_trailers(trailers: Fields, connection: frozenset[bytes] = frozenset(
     """
     dropped = _NEVER_TRAILERS | connection
     kind_of = names.KIND
-    return [field for field in _without(trailers, dropped) if kind_of[field[0]] == names.PLAIN]
+    return [field for field in _without(trailers, dropped) if kind_of[field[0]] in _KEPT_TRAILERS]
 
 
 def max_forwards(head: RequestHead) -> int | None:

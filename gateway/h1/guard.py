@@ -98,6 +98,10 @@ def judge_request(head: RequestHead) -> None:
             te = value if te is None else te + b"," + value
         elif kind == names.UPGRADE:
             upgrade = value if upgrade is None else upgrade + b", " + value
+        elif kind == names.TRACEPARENT:
+            head.traceparent = value if not head.traceparent else head.traceparent + b"," + value
+        elif kind == names.REQUEST_ID:
+            head.request_id = value if not head.request_id else head.request_id + b"," + value
         elif kind == names.INVALID:
             raise BadMessage(_BAD_REQUEST, "field name is not a token", "RFC 9110 section 5.1")
     _judge_target(head)

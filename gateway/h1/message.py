@@ -40,8 +40,10 @@ class RequestHead:
         "keep_alive",
         "method",
         "minor",
+        "request_id",
         "target",
         "te_trailers",
+        "traceparent",
         "upgrade",
     )
 
@@ -57,6 +59,8 @@ class RequestHead:
         self.connection: frozenset[bytes] = frozenset()
         self.expect_continue = False
         self.te_trailers = False
+        self.request_id = b""  # X-Request-Id and traceparent as they came; of several, joined
+        self.traceparent = b""
         self.upgrade = b""  # the Upgrade field's value, if Connection names it
 
 

@@ -24,7 +24,9 @@ __all__ = [
     "PLAIN",
     "PROXY_AUTHENTICATE",
     "PROXY_AUTHORIZATION",
+    "REQUEST_ID",
     "TE",
+    "TRACEPARENT",
     "TRANSFER_ENCODING",
     "UPGRADE",
     "is_token",
@@ -44,7 +46,9 @@ FORWARDED: Final = 9  # says where a request came from (RFC 7239 and its forerun
 PROXY_AUTHORIZATION: Final = 10
 PROXY_AUTHENTICATE: Final = 11
 DATE: Final = 12  # a response that has none gets one
-INVALID: Final = 13
+REQUEST_ID: Final = 13  # this and the next are read and go on as they are
+TRACEPARENT: Final = 14
+INVALID: Final = 15
 
 # RFC 9110 section 5.6.2: token = 1*tchar.
 is_token = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
@@ -70,6 +74,8 @@ _KINDS = {
     b"proxy-authorization": PROXY_AUTHORIZATION,
     b"proxy-authenticate": PROXY_AUTHENTICATE,
     b"proxy-authentication-info": PROXY_AUTHENTICATE,
+    b"x-request-id": REQUEST_ID,
+    b"traceparent": TRACEPARENT,
 }
 
 

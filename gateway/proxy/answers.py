@@ -1,8 +1,8 @@
 """What the gateway says itself: refusals and errors, never to be mistaken for the upstream's.
 
-Each carries Proxy-Status (RFC 9209), Cache-Control: no-store, Date, and an RFC 9457 problem body
-that names the upstream, the limit and the wait. Whole seconds are rounded up: a client that obeys
-must not come too early.
+Each carries Proxy-Status (RFC 9209), Cache-Control: no-store, Date, X-Request-Id, and an RFC 9457
+problem body that names the upstream, the limit and the wait. Whole seconds are rounded up: a client
+that obeys must not come too early.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def error_answer(
     *,
     close: bool,
     head_only: bool,
+    request_id: bytes,
     upstream: str = "",
     waited_ns: int = 0,
     attempts: int = 0,
@@ -65,6 +66,7 @@ def error_answer(
 ) -> bytes:
     """The whole answer, head and body; only the head where the request's method was HEAD.
 
+    `request_id` is what the log line of the request says too.
     `more` are fields that belong to this answer alone (RateLimit, Location).
     """
     kind = error.kind
@@ -74,6 +76,7 @@ def error_answer(
         (b"Content-Type", b"application/problem+json"),
         (b"Content-Length", b"%d" % len(body)),
         (b"Cache-Control", b"no-store"),
+        (b"X-Request-Id", request_id),
         (b"Proxy-Status", b"%s; error=%s" % (worker.pseudonym, kind.proxy_error.encode())),
     ]
     if error.retry_after_ns is not None:

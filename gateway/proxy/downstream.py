@@ -52,6 +52,7 @@ class DownstreamProtocol(Relay):
     __slots__ = (
         "_advance_due",
         "_decoder",
+        "_head_ns",
         "_lingered_bytes",
         "_state",
         "certificate_names",
@@ -74,6 +75,7 @@ class DownstreamProtocol(Relay):
         self.decoding = False
         self._advance_due = False
         self._lingered_bytes = 0
+        self._head_ns = 0  # since when a head has been coming that did not come whole
 
     # The relay's side.
 
@@ -108,6 +110,7 @@ class DownstreamProtocol(Relay):
             self.decoding = False
         if state is State.IDLE and self._state is State.HEAD:
             # Most heads come whole: only for one that did not does a time begin.
+            self._head_ns = monotonic_ns()
             self.set_timeout(self.worker.runtime.head_timeout_ns)
         self._after_decoding()
 
@@ -162,7 +165,11 @@ class DownstreamProtocol(Relay):
         self._state = State.BUSY
         self.requests += 1
         self.exchange = exchange = Exchange(self.worker, self, head)
-        exchange.start(monotonic_ns())
+        now_ns = monotonic_ns()
+        if self._head_ns:
+            exchange.request_ns = now_ns - self._head_ns
+            self._head_ns = 0
+        exchange.start(now_ns)
 
     def body_received(self, data: bytes) -> None:
         if self.exchange is not None:
@@ -202,8 +209,12 @@ class DownstreamProtocol(Relay):
 
     def refuse(self, error: GatewayError) -> None:
         """Answers a request that never became an exchange, and closes."""
-        self.worker.refused(error, self.source, self.listener.name)
-        self.out.append(error_answer(error, self.worker, close=True, head_only=False))
+        worker = self.worker
+        request_ns = monotonic_ns() - self._head_ns if self._head_ns else 0
+        request_id = worker.refused(error, self.source, self.listener.name, request_ns)
+        self.out.append(
+            error_answer(error, worker, close=True, head_only=False, request_id=request_id)
+        )
         self.flush()
         self._linger()
 
@@ -244,6 +255,8 @@ class DownstreamProtocol(Relay):
                 return
             finally:
                 self.decoding = False
+            if self._state is State.HEAD:
+                self._head_ns = monotonic_ns()
         self.flush()
         exchange = self.exchange
         if exchange is not None:

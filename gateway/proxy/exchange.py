@@ -54,6 +54,8 @@ class Exchange(Respondent):
         "attempts",
         "dispatched_ns",
         "is_connect",
+        "number",
+        "request_ns",
         "trailers",
         "wants_fresh",
     )
@@ -67,6 +69,8 @@ class Exchange(Respondent):
         self._body: list[bytes] = []
         self._body_bytes = 0
         self.dispatched_ns = 0
+        self.request_ns = 0  # from the head's first octet to its last
+        worker.requests = self.number = worker.requests + 1
 
     # Arrival and admission.
 
@@ -475,6 +479,7 @@ class Exchange(Respondent):
                 self.worker,
                 close=close,
                 head_only=head.method == b"HEAD",
+                request_id=self.worker.request_id_slow(self.number, head.request_id),
                 upstream=self.upstream_name,
                 waited_ns=self.waited_ns,
                 attempts=self.attempts,
@@ -515,31 +520,47 @@ class Exchange(Respondent):
         now_ns = self.worker.now_ns()
         admission.give_back(self, now_ns)
         self._body.clear()
-        if self.worker.runtime.access_log:
+        runtime = self.worker.runtime
+        if runtime.access_log and (
+            runtime.access_sample >= 1.0 or self._is_logged(termination, error)
+        ):
             self.worker.record(self._access_record(now_ns, termination, error))
+
+    def _is_logged(self, termination: Termination, error: GatewayError | None) -> bool:
+        """Whether a log that has only a sample of what went well has this exchange."""
+        failed = error is not None or self.status >= 400 or termination.source is not Source.NONE
+        return failed or self.worker.chance() < self.worker.runtime.access_sample
 
     def _access_record(
         self, now_ns: int, termination: Termination, error: GatewayError | None
     ) -> AccessRecord:
+        head = self.head
         arrival_ns = self.arrival_ns
-        target = self.head.target  # of the proxy form only the path: Host has the rest
+        connected_ns = self.connected_ns  # of an earlier send, if before the last was dispatched
+        blocked = self.last_blocked
+        target = head.target  # of the proxy form only the path: Host has the rest
         return AccessRecord(
             self.worker.wall_ns(),
             self.downstream.source,
             self.client.name,
             self.downstream.listener.name,
             self.upstream_name,
-            self.head.method,
-            self.head.host,
+            head.method,
+            head.host,
             target if target.startswith((b"/", b"*")) else self.path,
             self.status,
             self.bytes_in,
             self.bytes_out,
+            self.request_ns,
             self.waited_ns,
-            max(0, self.connected_ns - self.dispatched_ns),
-            max(0, self.response_ns - self.connected_ns),
-            now_ns - arrival_ns,
+            connected_ns - self.dispatched_ns if connected_ns >= self.dispatched_ns > 0 else -1,
+            self.response_ns - connected_ns if self.response_ns >= connected_ns > 0 else -1,
+            now_ns - arrival_ns + self.request_ns,
             self.attempts,
+            blocked.limit if blocked is not None else "",
+            self.number,
+            head.request_id,
+            head.traceparent,
             termination,
             error,
         )

@@ -33,11 +33,16 @@ NORMAL = AccessRecord(
     status=200,
     bytes_in=0,
     bytes_out=1234,
+    request_ns=4_000_000,
     waited_ns=1_500_000,
     connect_ns=250_000,
     response_ns=20_000_000,
-    total_ns=21_750_999,
+    total_ns=25_750_999,
     attempts=1,
+    limit="",
+    number=0x1A,
+    request_id=b"",
+    traceparent=b"",
     termination=Termination(Source.NONE, Phase.NONE),
     error=None,
 )
@@ -58,17 +63,38 @@ HOSTILE = NORMAL._replace(
 
 
 def test_a_json_line() -> None:
-    assert json_line(NORMAL) == (
+    assert json_line(NORMAL, "p0") == (
         '{"time":"2023-11-14T22:13:20.045Z","source":"192.0.2.7","client":"billing",'
         '"listener":"0.0.0.0:8080","upstream":"stripe","method":"GET","host":"stripe.internal",'
-        '"path":"/v1/charges","status":200,"bytes_in":0,"bytes_out":1234,"waited_ms":1.500,'
-        '"connect_ms":0.250,"response_ms":20.000,"total_ms":21.751,"attempts":1,'
-        '"termination":"--"}'
+        '"path":"/v1/charges","status":200,"bytes_in":0,"bytes_out":1234,"request_ms":4.000,'
+        '"waited_ms":1.500,"connect_ms":0.250,"response_ms":20.000,"total_ms":25.751,"attempts":1,'
+        '"termination":"--","request_id":"p0-1a"}'
     )
 
 
+def test_a_json_line_tells_what_it_did_not_come_to_and_where_it_waited() -> None:
+    record = NORMAL._replace(request_ns=0, waited_ns=0, connect_ns=-1, response_ns=-1, limit="l")
+    line = json.loads(json_line(record, "p0"))
+    assert (line["request_ms"], line["waited_ms"]) == (0, 0)
+    assert (line["connect_ms"], line["response_ms"], line["limit"]) == (None, None, "l")
+    assert text_line(record, "p0").split()[5:11] == ["0/0/-1/-1/25", "200", "1234", "--", "1", "l"]
+
+
+def test_the_names_that_a_request_brings_are_written_down() -> None:
+    trace = b"4bf92f3577b34da6a3ce929d0e0e4736"
+    record = NORMAL._replace(request_id=b'a"b', traceparent=b"00-%s-00f067aa0ba902b7-01" % trace)
+    line = json.loads(json_line(record, "p0"))
+    assert (line["request_id"], line["trace_id"]) == ('a"b', trace.decode())
+    assert text_line(record, "p0").split()[11:13] == ["a\\x22b", trace.decode()]
+    hostile = NORMAL._replace(request_id=b"x" * 129, traceparent=b'00-"-x')
+    line = json.loads(json_line(hostile, "p0"))
+    assert line["request_id"] == "p0-1a"
+    assert "trace_id" not in line
+    assert text_line(hostile, "p0").split()[11:13] == ["p0-1a", "-"]
+
+
 def test_a_json_line_of_hostile_octets_is_one_object() -> None:
-    line = json_line(HOSTILE)
+    line = json_line(HOSTILE, "p0")
     assert line.isascii()
     assert "\n" not in line
     read = json.loads(line)
@@ -84,35 +110,37 @@ def test_a_json_line_of_hostile_octets_is_one_object() -> None:
 
 
 def test_a_text_line() -> None:
-    assert text_line(NORMAL) == (
-        "2023-11-14T22:13:20.045Z 192.0.2.7 billing 0.0.0.0:8080 stripe 1/0/20/21 200 1234 -- 1 "
-        '"GET stripe.internal/v1/charges"'
+    assert text_line(NORMAL, "p0") == (
+        "2023-11-14T22:13:20.045Z 192.0.2.7 billing 0.0.0.0:8080 stripe 4/1/0/20/25 200 1234 -- 1 "
+        '- p0-1a - "GET stripe.internal/v1/charges"'
     )
 
 
 def test_a_text_line_of_hostile_octets_stays_one_line() -> None:
-    assert text_line(HOSTILE) == (
-        '2023-11-14T22:13:20.045Z x"y - 0.0.0.0:8080 - 1/0/20/21 429 1234 PQ 1 '
+    assert text_line(HOSTILE, "p0") == (
+        '2023-11-14T22:13:20.045Z x"y - 0.0.0.0:8080 - 4/1/0/20/25 429 1234 PQ 1 l p0-1a - '
         '"- a\\x22\\xff\\x1b/\\x22\\n{\\x22status\\x22:200}\\x00\\xe9" http_request_denied'
     )
 
 
-@given(st.binary(max_size=40), st.binary(max_size=40), st.text(max_size=20))
-def test_any_octets_make_one_line(host: bytes, target: bytes, detail: str) -> None:
+@given(st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=40), st.text(max_size=20))
+def test_any_octets_make_one_line(host: bytes, target: bytes, name: bytes, detail: str) -> None:
     error = GatewayError(ErrorKind.INTERNAL, detail)
-    record = NORMAL._replace(host=host, target=target, error=error)
-    line = json_line(record)
+    record = NORMAL._replace(
+        host=host, target=target, request_id=name, traceparent=name, error=error
+    )
+    line = json_line(record, "p0")
     assert line.isascii()
     assert "\n" not in line
     assert json.loads(line)["host"].encode("latin-1") == host
-    text = text_line(record)
+    text = text_line(record, "p0")
     assert text.isascii()
     assert text.isprintable()
     assert text.count('"') == 2
 
 
 def worker(records: int = 0) -> Any:
-    return SimpleNamespace(ring=[NORMAL] * records, ring_dropped=0)
+    return SimpleNamespace(ring=[NORMAL] * records, ring_dropped=0, id_prefix=b"p0")
 
 
 def paths(text: str) -> list[str]:
@@ -230,7 +258,7 @@ def test_what_several_processes_write_to_a_pipe_is_not_torn() -> None:
     long = NORMAL._replace(target=b"/" + b"x" * 5000)
     log = AccessLog(worker(), "stdout", "json", shared=True)
     read, log._fd = os.pipe()
-    lines = [json_line(NORMAL)] * 30 + [json_line(long)] + [json_line(NORMAL)] * 2
+    lines = [json_line(NORMAL, "p0")] * 30 + [json_line(long, "p0")] + [json_line(NORMAL, "p0")] * 2
     data = ("\n".join(lines) + "\n").encode()
     assert log._piece_bytes_max() == 4096
     pieces = [bytes(piece) for piece in accesslog._pieces(data, 4096)]

@@ -29,7 +29,14 @@ def split(answer: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
 def test_an_answer_whole() -> None:
     error = GatewayError(ErrorKind.LIMITED, "no room", retry_after_ns=1_500 * MS + 1, limit="l")
     answer = error_answer(
-        error, WORKER, close=True, head_only=False, upstream="api", waited_ns=2 * SECOND, attempts=1
+        error,
+        WORKER,
+        close=True,
+        head_only=False,
+        request_id=b"id-1",
+        upstream="api",
+        waited_ns=2 * SECOND,
+        attempts=1,
     )
     line, fields, body = split(answer)
     assert line == b"HTTP/1.1 429 Too Many Requests"
@@ -38,6 +45,7 @@ def test_an_answer_whole() -> None:
         b"Content-Type": b"application/problem+json",
         b"Content-Length": b"%d" % len(body),
         b"Cache-Control": b"no-store",
+        b"X-Request-Id": b"id-1",
         b"Proxy-Status": b"egressd-gw-1; error=http_request_denied",
         b"Retry-After": b"2",
         b"retry-after-ms": b"1501",
@@ -65,7 +73,9 @@ def test_an_answer_whole() -> None:
 )
 def test_waits_are_rounded_up(wait_ns: int, seconds: bytes, ms: bytes) -> None:
     error = GatewayError(ErrorKind.PAUSED, retry_after_ns=wait_ns)
-    _, fields, _ = split(error_answer(error, WORKER, close=False, head_only=False))
+    _, fields, _ = split(
+        error_answer(error, WORKER, close=False, head_only=False, request_id=b"id-1")
+    )
     assert (fields[b"Retry-After"], fields[b"retry-after-ms"]) == (seconds, ms)
     assert b"Connection" not in fields
 
@@ -75,7 +85,9 @@ def test_every_kind_makes_an_answer_without_line_ends_of_others(kind: ErrorKind)
     """Neither details nor names can end a field or the head: they are in the body, quoted."""
     evil = 'a"\r\nSet-Cookie: x=1\r\n\r\n<script>\x00\u2028'
     error = GatewayError(kind, evil, limit=evil)
-    answer = error_answer(error, WORKER, close=False, head_only=False, upstream=evil)
+    answer = error_answer(
+        error, WORKER, close=False, head_only=False, request_id=b"id-1", upstream=evil
+    )
     line, fields, body = split(answer)
     assert line.startswith(b"HTTP/1.1 %d " % kind.status)
     assert b"Set-Cookie" not in fields
@@ -90,8 +102,8 @@ def test_every_kind_makes_an_answer_without_line_ends_of_others(kind: ErrorKind)
 
 def test_a_head_says_the_same_without_the_body() -> None:
     error = GatewayError(ErrorKind.NO_ROUTE)
-    whole = error_answer(error, WORKER, close=False, head_only=False)
-    head = error_answer(error, WORKER, close=False, head_only=True)
+    whole = error_answer(error, WORKER, close=False, head_only=False, request_id=b"id-1")
+    head = error_answer(error, WORKER, close=False, head_only=True, request_id=b"id-1")
     assert whole.startswith(head)
     assert head.endswith(b"\r\n\r\n")
     assert len(whole) > len(head)
@@ -100,7 +112,9 @@ def test_a_head_says_the_same_without_the_body() -> None:
 def test_more_fields_come_along() -> None:
     more = [(b"RateLimit", b'"l";r=0;t=1')]
     error = GatewayError(ErrorKind.LIMITED, limit="l")
-    _, fields, _ = split(error_answer(error, WORKER, close=False, head_only=True, more=more))
+    _, fields, _ = split(
+        error_answer(error, WORKER, close=False, head_only=True, request_id=b"id-1", more=more)
+    )
     assert fields[b"RateLimit"] == b'"l";r=0;t=1'
 
 
