@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -44,6 +45,7 @@ _JSON = (
 # Who asks whom repeats from line to line: 1,024 of these, at most 400 KiB, are made once. A longer
 # host is a client's invention and not kept.
 _HOST_KEPT_BYTES_MAX = 64
+_NEWLINE = 0x0A
 
 
 @functools.lru_cache(maxsize=4)
@@ -189,11 +191,7 @@ class AccessLog:
         if self.target == "stdout":
             self._fd = os.dup(sys.stdout.fileno())
         else:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            try:
-                self._fd = os.open(self.target, flags, 0o640)
-            except OSError as error:
-                raise OSError(error.errno, f"log.access: {self.target}: {error.strerror}") from None
+            self._fd = _open(self.target)
         if old >= 0:
             self._jobs.put(_Job(old, b""))  # closed behind the lines that are for it
 
@@ -228,9 +226,7 @@ class AccessLog:
             lines = [self._line(record, self._prefix) for record in batch]
             self._writing = len(lines)
             try:
-                await self._write(("\n".join(lines) + "\n").encode())
-            except OSError:
-                self._worker.ring_dropped += len(lines)
+                self._worker.ring_dropped += await self._write(("\n".join(lines) + "\n").encode())
             except asyncio.CancelledError:
                 self._worker.ring[:0] = records[start + BATCH :]
                 raise
@@ -244,11 +240,12 @@ class AccessLog:
         self._jobs.put(_Job(self._fd, b""))
         self._jobs.put(None)
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes) -> int:
+        """Returns how many of the lines could not be written whole."""
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        done: asyncio.Future[int] = loop.create_future()
         self._jobs.put(_Job(self._fd, data, loop, done, self._piece_bytes_max()))
-        await done
+        return await done
 
     def _piece_bytes_max(self) -> int:
         """0: all at once."""
@@ -267,7 +264,7 @@ class _Job(NamedTuple):
     fd: int
     data: bytes
     loop: asyncio.AbstractEventLoop | None = None
-    done: asyncio.Future[None] | None = None
+    done: asyncio.Future[int] | None = None
     piece_bytes_max: int = 0
 
 
@@ -282,26 +279,53 @@ def _pieces(data: bytes, bytes_max: int) -> Iterator[memoryview]:
         begin = end + 1
 
 
+def _open(path: str) -> int:
+    """A descriptor for a log's path. Raises OSError with a text that names it."""
+    # A pipe that nobody reads would otherwise hold up the loop in open(2) until somebody does.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags, 0o640)
+    except OSError as error:
+        reason = "nobody reads this pipe" if error.errno == errno.ENXIO else error.strerror
+        raise OSError(error.errno, f"log.access: {path}: {reason}") from None
+    os.set_blocking(fd, True)  # the thread may wait
+    return fd
+
+
 def _write_for_ever(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    torn: set[int] = set()  # descriptors whose last line has no end
     while (job := jobs.get()) is not None:
         if job.loop is None or job.done is None:
+            torn.discard(job.fd)
             os.close(job.fd)
             continue
-        error: OSError | None = None
-        try:
-            for piece in _pieces(job.data, job.piece_bytes_max):
-                view = piece
-                while view:
-                    view = view[os.write(job.fd, view) :]
-        except OSError as failed:
-            error = failed
+        lost = _write_lines(job, torn)
         with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
-            job.loop.call_soon_threadsafe(_settle, job.done, error)
+            job.loop.call_soon_threadsafe(_settle, job.done, lost)
 
 
-def _settle(done: asyncio.Future[None], error: OSError | None) -> None:
+def _write_lines(job: _Job, torn: set[int]) -> int:
+    """Writes a job's lines; returns how many of them did not get out whole.
+
+    Where a disk is full in the middle of a line, the next one that fits begins on a line of its
+    own, so that a reader loses one line and not two.
+    """
+    data = b"\n" + job.data if job.fd in torn else job.data
+    written = 0
+    try:
+        for piece in _pieces(data, job.piece_bytes_max):
+            view = piece
+            while view:
+                count = os.write(job.fd, view)
+                view = view[count:]
+                written += count
+    except OSError:
+        pass  # counted, and tried again with the next lines
+    if written:
+        (torn.discard if data[written - 1] == _NEWLINE else torn.add)(job.fd)
+    return job.data.count(b"\n", max(0, written - len(data) + len(job.data)))
+
+
+def _settle(done: asyncio.Future[int], lost: int) -> None:
     if not done.done():
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
+        done.set_result(lost)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -186,6 +187,47 @@ def test_lines_that_the_disk_refuses_are_counted() -> None:
         await log.stop()
 
     asyncio.run(run())
+
+
+def test_a_disk_that_fills_up_in_a_line_costs_that_line_only(tmp_path, monkeypatch) -> None:
+    """The rest of its batch is counted as lost, and what fits later begins on a line of its own."""
+    really_write = os.write
+    room = [0]
+
+    def write(fd: int, data: memoryview) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        count = really_write(fd, data[: room[0]])
+        room[0] -= count
+        return count
+
+    async def run() -> None:
+        path = tmp_path / "access.log"
+        full = worker()
+        log = AccessLog(full, str(path), "json")
+        log.open()
+        log.start()
+        monkeypatch.setattr(accesslog.os, "write", write)
+        size = len(json_line(NORMAL, "p0")) + 1
+        for lines, octets, lost in ((3, size + 10, 2), (2, 0, 2), (2, 10 * size, 0)):
+            room[0] = octets
+            full.ring = [NORMAL] * lines
+            before = full.ring_dropped
+            await log.drain()
+            assert full.ring_dropped - before == lost
+        await log.stop()
+        whole = json_line(NORMAL, "p0")
+        assert path.read_text().split("\n") == [whole, whole[:10], whole, whole, ""]
+
+    asyncio.run(run())
+
+
+def test_a_pipe_that_nobody_reads_is_an_error_and_no_wait(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    log = AccessLog(worker(), str(path), "json")
+    with pytest.raises(OSError, match=r"log\.access: .*pipe: nobody reads this pipe"):
+        log.open()
 
 
 @pytest.fixture
