@@ -170,6 +170,7 @@ class Server:
             await self._serve()
             self.ready = False
             self.notifier.stopping("draining")
+            await self._give_notice()
             await self._drain()
         if self._refused:
             raise ServeError(f"mesh: {self._refused}; two members of one name cannot share limits")
@@ -290,6 +291,19 @@ class Server:
                 await self.reload()
             else:
                 reload.cancel()
+
+    async def _give_notice(self) -> None:
+        """`/ready` says no and answers close their connections, but whoever comes is served: for
+        `node.grace`, so that a virtual address has moved before anybody is refused."""
+        worker = self.worker
+        worker.draining = True
+        deadline_ns = monotonic_ns() + self.conf.node.grace
+        if self._refused or not self.conf.node.grace:
+            return
+        self.log.info("withdrawing", connections=self.listeners.connection_count)
+        # Two conditions, of which one is time: looked at, not waited for.
+        while monotonic_ns() < deadline_ns and self._stops < 2:  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
 
     async def _drain(self) -> None:
         worker = self.worker

@@ -34,6 +34,7 @@ from gateway.conf.fields import (
     Target,
     Text,
     Unique,
+    Wait,
     Workers,
     derived,
     option,
@@ -74,6 +75,9 @@ class Node(Section):
     workers: Workers = option(1, "Processes, each a member of the mesh; `auto`: one a core.")
     codec: Literal["auto", "httptools", "h11"] = option("auto", "Who tokenizes HTTP/1.1.")
     drain: Duration = option("30s", "How long SIGTERM lets exchanges finish.")
+    grace: Wait = option(
+        "0s", "How long newcomers are still served after SIGTERM, while `/ready` says no."
+    )
 
 
 class ListenTls(Section):
