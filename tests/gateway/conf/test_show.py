@@ -48,7 +48,13 @@ def result(steps: Steps) -> Any:
 def test_it_is_shown_in_the_files_words_without_secrets(tmp_path: Path) -> None:
     shown = result(shown_steps(made(tmp_path)))
     assert "tell-nobody" not in json.dumps(shown)
-    assert shown["node"] == {"name": "gw-1", "workers": 1, "codec": "auto", "drain": "90s"}
+    assert shown["node"] == {
+        "name": "gw-1",
+        "workers": 1,
+        "codec": "auto",
+        "drain": "90s",
+        "grace": "0s",
+    }
     assert shown["admin"]["token"] == "<secret from env TOKEN>"
     limit = shown["upstream"]["api"]["limit"][0]
     assert (limit["rate"], limit["burst"], limit["key"]) == (
