@@ -178,7 +178,9 @@ class Node:
         self._timer_ns = self.next_wake_ns()
 
     def next_wake_ns(self) -> int:
-        """When `tick` has something to do next."""
+        """When `tick` has something to do next. To be asked after every call, as a timer that is
+        armed for later than before (an answer came that it would have asked for again) is not
+        late before then."""
         wake_ns = min(
             self._heartbeat_ns,
             self._sync_ns,
@@ -194,6 +196,8 @@ class Node:
                 wake_ns = min(wake_ns, timer_ns)
         if self._counters.joining:
             wake_ns = min(wake_ns, self._joining_until_ns)
+        if wake_ns > self._timer_ns:
+            self._timer_ns = wake_ns
         return wake_ns
 
     def datagrams_to_send(self, now_ns: int) -> list[tuple[bytes, Address]]:

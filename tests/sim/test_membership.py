@@ -248,3 +248,25 @@ def test_loss_and_traffic_are_known_by_member(loss: float, watched: Watch) -> No
     others = sum(member["sent"] for member in stats["members"][1:])
     # The rest went to addresses that were no members yet.
     assert 0.95 * stats["datagrams_sent"] <= others <= stats["datagrams_sent"]
+
+
+@pytest.mark.parametrize("nodes", [2, 4, 8])
+def test_a_start_is_not_measured_as_delay(nodes: int) -> None:
+    """Timers of joining are put off as members answer: that is no lag of the loop. (Taken for one
+    it made D 100 ms for the first twenty seconds, and every horizon with it.)"""
+    bench = Simulation(nodes, 1)
+    bench.start()
+    bench.run_until(bench.meshed, 60 * SECOND)
+    bench.run_for(5 * SECOND)
+    for sim in bench.nodes:
+        assert sim.up.stats(bench.now_ns)["delay_ns"] <= bench.network.delay_max_ns
+
+
+def test_a_late_timer_is_lag() -> None:
+    bench = Simulation(2, 1)
+    bench.start()
+    bench.run_until(bench.meshed, 60 * SECOND)
+    node = bench.nodes[0].up
+    due_ns = node.next_wake_ns()
+    node.tick(due_ns + 7 * MS)
+    assert node.stats(due_ns)["lag_ns"] == 7 * MS
