@@ -50,7 +50,8 @@ def split(slots: int, wants: Sequence[Want], members: int) -> list[int]:
 
     Where there is enough, everybody has what it wants and an equal part of the rest, also members
     that said nothing yet. Where there is not, shares are in proportion, and the odd slots go to
-    whoever had least of its proportion lately: so with fewer slots than members all take turns.
+    whoever had least of its proportion lately, among those whose proportion is no whole number of
+    slots: so with fewer slots than members all take turns.
     """
     total = sum(want.wanted for want in wants)
     if total <= slots:
@@ -61,7 +62,7 @@ def split(slots: int, wants: Sequence[Want], members: int) -> list[int]:
     order = sorted(
         (want.served_16 - 16 * slots * want.wanted / total, want.node, i)
         for i, want in enumerate(wants)
-        if want.wanted > shares[i]
+        if slots * want.wanted % total
     )
     for _, _, i in order[:odd]:
         shares[i] += 1

@@ -66,7 +66,7 @@ def test_all_shares_together_are_the_slots(
     if total > slots:
         assert sum(shares) == slots
         assert all(
-            abs(share - slots * want.wanted / total) < 1
+            abs(share * total - slots * want.wanted) < total
             for share, want in zip(shares, wants, strict=True)
         )
     else:
@@ -78,6 +78,10 @@ def test_all_shares_together_are_the_slots(
 def test_an_odd_slot_goes_to_whoever_had_least() -> None:
     assert split(1, [Want(5, 16, A), Want(5, 3, B)], 2) == [0, 1]
     assert split(1, [Want(5, 3, A), Want(5, 3, B)], 2) == [1, 0]
+
+
+def test_whoever_has_its_whole_proportion_gets_no_odd_slot() -> None:
+    assert split(3, [Want(4, 0, A), Want(1, 99, B), Want(1, 98, b"peer-333")], 3) == [2, 0, 1]
 
 
 def test_alone_all_slots_and_back() -> None:
