@@ -414,7 +414,7 @@ class MeshRow(Row):
         if waiting > demand:
             demand = float(waiting)
         elif lam_100 == 0:
-            peer.rate = 0.0  # it says that it is idle: its silence is no news
+            peer.rest()
         if demand != peer.demand:
             self.peers_sum = max(0.0, self.peers_sum + demand - peer.demand)
             peer.demand = demand
@@ -500,7 +500,9 @@ class MeshRow(Row):
                     peer.excused = True
                     excused = True
                     continue
-                charge = peer.rate * elapsed_ns
+                # The silence that was waited for is charged as well, when it has been one.
+                waited = silent_ns - elapsed_ns <= limit.silence_min_ns
+                charge = peer.rate * (silent_ns if waited else elapsed_ns)
                 self._level += charge
                 peer.phantom += charge
             peers_sum += peer.demand

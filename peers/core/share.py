@@ -13,6 +13,9 @@ __all__ = ["Due", "Entry", "PeerShare", "Row"]
 # A peer's rate is remembered as an average over 3 s: long enough to be a rate, short enough for
 # a load that moves.
 _PEER_RATE_TAU_NS = 3.0 * SECOND
+# The average of a peer heard for a shorter time is over that time, but not over less than half a
+# second, 1 - exp(-0.5 / 3): one token in a first interval of 1 ms is no rate of 1,000/s.
+_PEER_RATE_WEIGHT_MIN = 0.15
 
 # An entry as it travels: [key64, gen, count, delta, lam_100, waiting, level_16]. `count` are
 # admissions so far, absolute; `delta` those since it last told; `lam_100` arrivals a second in
@@ -145,7 +148,19 @@ class Row:
 class PeerShare:
     """What one peer told about one key."""
 
-    __slots__ = ("boot", "count", "demand", "excused", "gen", "heard_ns", "phantom", "rate", "seq")
+    __slots__ = (
+        "_average",
+        "_weight",
+        "boot",
+        "count",
+        "demand",
+        "excused",
+        "gen",
+        "heard_ns",
+        "phantom",
+        "rate",
+        "seq",
+    )
 
     def __init__(self, boot: int, gen: int, now_ns: int) -> None:
         self.boot = boot
@@ -157,10 +172,25 @@ class PeerShare:
         self.heard_ns = now_ns
         self.phantom = 0.0  # charged on suspicion while it was silent
         self.excused = False  # it was beyond a partition that halved our rate instead
+        self._average = 0.0  # of the rate, as if it had been 0 before it was heard
+        self._weight = 0.0  # what part of an average's weight falls on the time it was heard in
 
     def note_rate(self, grown: int, now_ns: int) -> None:
-        """It admitted so much since it was heard last."""
+        """It admitted so much since it was heard last.
+
+        The average is corrected for its short start, as Adam's moments are (Kingma, Ba 2015,
+        section 3): a partition soon after a load began is charged at the rate of that load.
+        """
         elapsed_ns = now_ns - self.heard_ns
-        if elapsed_ns > 0:
-            part = -expm1(-elapsed_ns / _PEER_RATE_TAU_NS)
-            self.rate += (grown / elapsed_ns - self.rate) * part
+        if elapsed_ns <= 0 or self.demand == 0.0:  # how long it was idle says nothing of its rate
+            return
+        part = -expm1(-elapsed_ns / _PEER_RATE_TAU_NS)
+        self._average += (grown / elapsed_ns - self._average) * part
+        weight = self._weight = self._weight + (1.0 - self._weight) * part
+        self.rate = self._average / max(weight, _PEER_RATE_WEIGHT_MIN)
+
+    def rest(self) -> None:
+        """It says that it is idle: its silence is no news, and its rate begins anew."""
+        self.rate = 0.0
+        self._average = 0.0
+        self._weight = 0.0

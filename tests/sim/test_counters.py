@@ -119,23 +119,27 @@ def test_a_load_that_moves_is_followed(seed: int, watched: Watch) -> None:
     assert excess(stamps, 100, 100) <= 12, f"seed {seed}"
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_partition_in_halves(seed: int, watched: Watch) -> None:
-    """Twenty seconds: at most 0.6 s of the rate over, the rate used, and afterwards as before."""
-    bench = meshed(watched(Simulation(6, seed)))
+@pytest.mark.parametrize(
+    ("nodes", "left", "seed"), [(6, 3, 0), (6, 3, 1), (3, 1, 0), (3, 1, 1), (3, 2, 2)]
+)
+def test_a_partition_in_two(nodes: int, left: int, seed: int, watched: Watch) -> None:
+    """Twenty seconds, soon after the load began: at most 0.4 s of the rate over, the rate used,
+    and afterwards as before."""
+    bench = meshed(watched(Simulation(nodes, seed)))
     _, stamps = loaded(bench, 100, 100, 2.0)
-    bench.run_for(15 * SECOND)  # five times the average by which peers' rates are known
+    bench.run_for(4 * SECOND)
     addresses = [sim.address for sim in bench.nodes]
-    bench.network.partition(addresses[:3], addresses[3:])
+    bench.network.partition(addresses[:left], addresses[left:])
     bench.run_for(20 * SECOND)
-    assert [sim.up.live_count() for sim in bench.nodes] == [3] * 6
+    live = [left] * left + [nodes - left] * (nodes - left)
+    assert [sim.up.live_count() for sim in bench.nodes] == live
     before = len(stamps)
-    assert before >= 0.95 * (100 + 35 * 100), f"seed {seed}"
+    assert before >= 0.9 * (100 + 24 * 100), f"seed {seed}"
     bench.network.heal()
     bench.run_until(bench.meshed, 5 * SECOND)
-    bench.run_for(10 * SECOND)
-    assert len(stamps) - before >= 0.9 * 1000, f"seed {seed}"
-    assert excess(stamps, 100, 100) <= 60, f"seed {seed}"
+    bench.run_for(5 * SECOND)
+    assert len(stamps) - before >= 0.9 * 500, f"seed {seed}"
+    assert excess(stamps, 100, 100) <= 40, f"seed {seed}"
 
 
 @pytest.mark.parametrize("seed", range(8))

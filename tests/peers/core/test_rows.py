@@ -283,12 +283,41 @@ class TestSilence:
             now_ns += 100 * MS
             row.tick(now_ns)
         phantom = row.peers[PEER].phantom
-        assert phantom == pytest.approx(40 * 9.5, rel=0.05)
+        assert phantom == pytest.approx(40 * 10, rel=0.01)
         before = row.level(now_ns)
         total = row.peers[PEER].count
         hear(row, now_ns, 10_000, total=total, lam_100=4_000, level=before)
         assert row.level(now_ns) == max(0.0, before - phantom)
         assert row.peers[PEER].phantom == 0.0
+
+    def test_nothing_is_charged_in_the_first_half_second_and_then_all_of_it(self) -> None:
+        row = make_row(members=2, rate=100, burst=1000)
+        now_ns = self.speak(row, NOW, 30)
+        for step in range(1, 8):
+            row.tick(now_ns + step * 100 * MS)
+            charged_s = 0.0 if step <= 5 else step / 10
+            assert row.peers[PEER].phantom == pytest.approx(40 * charged_s, rel=0.01)
+
+    def test_a_load_that_has_just_begun_is_charged_as_it_is(self) -> None:
+        """Its average began at 0; two seconds of three would be half of the rate."""
+        row = make_row(members=2, rate=100, burst=1000)
+        self.speak(row, NOW, 2)
+        assert row.peers[PEER].rate * SECOND == pytest.approx(40, rel=0.01)
+
+    def test_a_load_after_an_idle_time_begins_anew(self) -> None:
+        row = make_row(members=2, rate=100, burst=1000)
+        hear(row, NOW, 1, total=0)
+        now_ns = NOW + 60 * SECOND
+        for step in range(10):
+            now_ns += 100 * MS
+            hear(row, now_ns, step + 2, total=4 * (step + 1), delta=4, lam_100=4_000)
+        assert row.peers[PEER].rate * SECOND == pytest.approx(40, rel=0.01)
+
+    def test_one_token_in_a_short_time_is_no_rate(self) -> None:
+        row = make_row(members=2, rate=100, burst=1000)
+        hear(row, NOW, 1, total=0, lam_100=100)
+        hear(row, NOW + MS, 2, total=1, delta=1, lam_100=100)
+        assert row.peers[PEER].rate * SECOND == pytest.approx(1 / 0.45, rel=0.01)
 
     def test_after_half_a_minute_it_is_forgotten(self) -> None:
         row = make_row(members=2, rate=100, burst=1000)
