@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.clock import MS, monotonic_ns
 from gateway.limits.settled import unwrapped
-from gateway.proxy.keys import parts_of_key
+from gateway.proxy.keys import key_of_parts, parts_of_key
 
 if TYPE_CHECKING:
     from gateway.admin.views import Served, Steps
     from gateway.conf.schema_upstream import LimitConf
 
-__all__ = ["PLACE_BYTES_MAX", "ROWS_A_PAGE_MAX", "Sought", "clear_steps", "page_steps", "table_of"]
+__all__ = ["PLACE_BYTES_MAX", "ROWS_A_PAGE_MAX", "Sought", "clear_row", "clear_steps"]
+__all__ += ["page_steps", "table_of"]
 
 ROWS_A_PAGE_MAX = 1000
 KEY_BYTES_A_PAGE_MAX = 1024 * 1024  # a key may have 32 KiB; a page of such ones is a short one
@@ -111,23 +112,58 @@ def page_steps(
     }
 
 
-def clear_steps(served: Served, table: Table, parts: dict[str, str | None] | None) -> Steps[int]:
-    """Forgives the row whose key has exactly these parts, or all rows; says how many."""
-    if parts is None:
-        table.limit.forgive()
+def clear_row(served: Served, table: Table, parts: dict[str, str | None], now_ns: int) -> bool:
+    """Forgives the row whose key has exactly these parts; False: there is none.
+
+    Raises PermissionError where another node of the mesh keeps what it counts (`sync = "exact"`).
+    """
+    try:
+        key = key_of_parts(table.parts, parts) if table.parts else b""
+    except ValueError:
+        return False
+    limit = table.limit
+    if hasattr(limit, "bucket"):
+        bucket = limit.bucket(key)
+        if bucket is None:
+            raise PermissionError
+        return _clear_bucket(served, limit, bucket, now_ns)
+    row = limit.peek(key)
+    if row is None:
+        return False
+    row.clear(now_ns)
+    served.worker.waitroom.poke(row)
+    return True
+
+
+def clear_steps(served: Served, table: Table) -> Steps[int]:
+    """Forgives all rows, or of an exact limit all buckets that this node keeps; says how many."""
+    limit = table.limit
+    limit.forgive()
+    exact = hasattr(limit, "buckets")
     cleared = 0
-    for keys in _slices(table.limit.keys(), CLEARED_A_STEP):
+    for names in _slices(limit.buckets() if exact else limit.keys(), CLEARED_A_STEP):
         now_ns = monotonic_ns()
-        for key in keys:
-            if parts is not None and table.key(key) != parts:
+        for name in names:
+            if exact:
+                cleared += _clear_bucket(served, limit, name, now_ns)
                 continue
-            row = table.limit.peek(key)
+            row = limit.peek(name)
             if row is not None:
                 row.clear(now_ns)
                 served.worker.waitroom.poke(row)
                 cleared += 1
         yield
     return cleared
+
+
+def _clear_bucket(served: Served, limit: Any, name: int, now_ns: int) -> bool:
+    """What other members wait for is granted at the next turn of serving."""
+    if not limit.clear_bucket(name, now_ns):
+        return False
+    row = limit.row_of(name)
+    if row is not None:
+        served.worker.waitroom.poke(row)
+    return True
 
 
 def _place(key: bytes) -> bytes:
@@ -141,7 +177,7 @@ def _place(key: bytes) -> bytes:
     return key[: PLACE_BYTES_MAX - DIGEST_BYTES] + digest
 
 
-def _slices(keys: list[bytes], size: int) -> Iterator[list[bytes]]:
+def _slices(keys: list[Any], size: int) -> Iterator[list[Any]]:
     for begin in range(0, len(keys), size):
         yield keys[begin : begin + size]
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.admin.problems import Problem
 from gateway.admin.shapes import Shape, integer, record, text
-from gateway.admin.tables import clear_steps, table_of
+from gateway.admin.tables import clear_row, clear_steps, table_of
 from gateway.breaker.states import BreakerState
-from gateway.clock import MS
+from gateway.clock import MS, monotonic_ns
 from gateway.conf.units import duration_text, parse_rate
 from gateway.proxy import pauses
 
@@ -82,13 +82,24 @@ def clear(served: Served, upstream: str, limit: str, body: Body) -> Steps[Body]:
     if key is not None and set(key) != {str(part) for part in table.conf.key}:
         parts = ", ".join(str(part) for part in table.conf.key) or "none"
         raise Problem(409, f"key must name each of the limit's key parts: {parts}")
-    count = yield from clear_steps(served, table, key)
-    if key is not None and not count:
-        raise Problem(404, f"limit {upstream}/{limit} has no row of this key")
+    if key is None:
+        count = yield from clear_steps(served, table)
+    else:
+        try:
+            count = int(clear_row(served, table, key, monotonic_ns()))
+        except PermissionError:
+            raise Problem(
+                409, "another node keeps what this key of an exact limit counts; ask that one"
+            ) from None
+        if not count:
+            raise Problem(404, f"limit {upstream}/{limit} has no row of this key")
     rows = "1 row" if count == 1 else f"{count} rows"
     done = f"cleared {rows} of {upstream}/{limit}"
-    if table.conf.sync == "mesh" and served.conf.mesh is not None:
-        done += "; what other members hold comes back unless they are cleared too"
+    if served.conf.mesh is not None:
+        if table.conf.sync == "mesh":
+            done += "; what other members hold comes back unless they are cleared too"
+        elif table.conf.sync == "exact":
+            done += ", those that this node keeps for all; ask the other members too"
     return {**_done(served, done), "count": count}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "compile_cost",
     "compile_key",
     "credential_of",
+    "key_of_parts",
     "parts_of_key",
     "source_network",
 ]
@@ -136,6 +137,20 @@ def parts_of_key(parts: Sequence[str], key: bytes) -> dict[str, str | None]:
             at += 1
         shown[part] = _shown(part, value)
     return shown
+
+
+def key_of_parts(parts: Sequence[str], values: Mapping[str, str | None]) -> bytes:
+    """The key of which `parts_of_key` shows these values. Raises ValueError where none has them."""
+    told = [_octets(part, values[part]) for part in parts]
+    if len(told) == 1:
+        return b"" if told[0] is None else b"=" + told[0]
+    return b"".join(b"-" if value is None else b"=%d:" % len(value) + value for value in told)
+
+
+def _octets(part: str, value: str | None) -> bytes | None:
+    if value is None:
+        return None
+    return bytes.fromhex(value) if part == "credential" else value.encode("latin-1")
 
 
 def _shown(part: str, value: bytes | None) -> str | None:

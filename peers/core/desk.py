@@ -251,8 +251,12 @@ class LeaseDesk:
 
     # -- what limits ask of their desk
 
+    def bucket(self, limit: ExactLimit, key: bytes) -> int:
+        """What all members call a key's bucket."""
+        return key64(self._config.cluster, limit.identity, key)
+
     def make_row(self, limit: ExactLimit, key: bytes, now_ns: int) -> ExactRow:
-        name = key64(self._config.cluster, limit.identity, key)
+        name = self.bucket(limit, key)
         row = self._rows[name] = ExactRow(limit, key, name, self._next_gen(), now_ns)
         return row
 

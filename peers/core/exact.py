@@ -52,6 +52,8 @@ class Desk(Protocol):
         """The owner of a key; None: this node itself."""
         ...
 
+    def bucket(self, limit: ExactLimit, key: bytes) -> int: ...
+
     def make_row(self, limit: ExactLimit, key: bytes, now_ns: int) -> ExactRow: ...
 
     def make_ledger(self, limit: ExactLimit, key64: int, now_ns: int) -> Ledger: ...
@@ -142,6 +144,27 @@ class ExactLimit:
     def forgive(self) -> None:
         """Ledgers of this node that are made from now on start empty again."""
         self._crowded_until_ns = 0
+
+    def bucket(self, key: bytes) -> int | None:
+        """The name of a key's bucket if this node keeps it, or would."""
+        name = self.desk.bucket(self, key)
+        return name if self.desk.owner(name) is None else None
+
+    def buckets(self) -> list[int]:
+        """A copy of the names of the buckets that this node keeps."""
+        return list(self.ledgers)
+
+    def clear_bucket(self, name: int, now_ns: int) -> bool:
+        """The operator forgives: the bucket is empty. False where it is empty and not kept."""
+        ledger = self.ledgers.get(name)
+        if ledger is None:
+            return False
+        ledger.clear(now_ns)
+        return True
+
+    def row_of(self, name: int) -> ExactRow | None:
+        """This node's own row of a bucket."""
+        return self.desk.row_of(name)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.breaker.states import TRIAL, BreakerPolicy, BreakerState, Cause, Change
+from gateway.breaker.states import GO, TRIAL, BreakerPolicy, BreakerState, Cause, Change
 from gateway.breaker.table import BreakerTable
 from gateway.clock import SECOND
 from gateway.conf.schema_upstream import LimitConf
@@ -260,6 +260,14 @@ def test_a_failure_is_this_nodes_until_a_majority_has_found_it(it: Harness) -> N
     it.node.told.clear()
     it.mesh.events([TripMajority(it.scope("api"), 2, 3), TripMajority(b"?" * 8, 1, 1)])
     assert it.node.told == []  # said again, and known
+
+
+def test_held_closed_by_the_operator_is_closed_whoever_found_what(it: Harness) -> None:
+    table = failing(it)
+    table.force(b"", BreakerState.CLOSED, NOW_NS)
+    assert table.ask(None, NOW_NS) == GO
+    table.force(b"", None, NOW_NS)
+    assert table.ask(None, NOW_NS) > 0
 
 
 def test_a_failure_of_the_others_takes_this_nodes_own_in(it: Harness) -> None:
