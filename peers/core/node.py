@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from peers.core.desk import LeaseDesk
 from peers.core.errors import Drop, DropError
 from peers.core.events import Address, Event, RowChanged
 from peers.core.exact import ExactLimit
+from peers.core.figures import member_figures
 from peers.core.gossip import Counters
 from peers.core.handshake import Handshake, cluster_label, members_frames, node_id
 from peers.core.held import HeldLimit
@@ -31,7 +31,7 @@ from peers.core.members import Member, Members
 from peers.core.outbox import Outbox
 from peers.core.probe import Prober
 from peers.core.receiver import Receiver
-from peers.core.sessions import Session, Sessions
+from peers.core.sessions import Sessions
 from peers.core.snapshot import Snapshots
 from peers.core.table import SharedTable
 from peers.core.windows import WindowLimit
@@ -537,9 +537,19 @@ class Node:
 
     def stats(self, now_ns: int) -> dict[str, Any]:
         """Figures for metrics and the admin interface; times in nanoseconds."""
-        members = [self._member_stats(member, now_ns) for member in self.members()]
+        me = self._members.me
+        sent = self._outbox.sent
         return {
-            "members": members,
+            "members": [
+                member_figures(
+                    member,
+                    self._sessions.get(member.node),
+                    sent.get(member.address, (0, 0)),
+                    own=member is me,
+                    now_ns=now_ns,
+                )
+                for member in self.members()
+            ],
             "live": self._members.live_count,
             "known": self._members.known_count,
             "refused": self._handshake.refused,
@@ -565,26 +575,6 @@ class Node:
                 **{limit.identity: limit.stats() for limit in self._counters.limits()},
                 **{limit.identity: limit.stats() for limit in self._desk.limits()},
             },
-        }
-
-    def _member_stats(self, member: Member, now_ns: int) -> dict[str, Any]:
-        session: Session | None = self._sessions.get(member.node)
-        sent, sent_bytes = self._outbox.sent.get(member.address, (0, 0))
-        return {
-            "name": member.name,
-            "address": member.address,
-            "state": member.state.name.lower(),
-            "incarnation": member.incarnation,
-            "boot_ms": member.boot,
-            "self": member is self._members.me,
-            "rtt_ns": member.rtt_ns,
-            "staleness_ns": now_ns - session.heard_ns if session is not None else None,
-            "received": session.received if session is not None else 0,
-            "received_bytes": session.received_bytes if session is not None else 0,
-            "sent": sent,
-            "sent_bytes": sent_bytes,
-            # A probe and its answer go both ways: 1 - (1 - loss)^2 of them miss.
-            "loss": 1.0 - math.sqrt(1.0 - member.unanswered),
         }
 
 
