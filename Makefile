@@ -63,6 +63,7 @@ bench-mesh: env
 # The start, and a reload of 10,000 routes under load.
 bench-ops: env
 	PYTHONPATH=tests $(BIN)/python -m bench.ops $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m bench.metrics
 
 # Rewrites the lock from pyproject.toml for every platform that Python 3.11 and later runs on.
 lock: env

@@ -22,8 +22,9 @@ from peers.core.exact import ExactLimit
 from peers.core.windows import WindowLimit
 
 if TYPE_CHECKING:
+    from gateway.limits.policy import LimitSet
     from gateway.limits.verdict import Limit
-    from gateway.proxy.graph import UpstreamCounts
+    from gateway.proxy.counts import UpstreamCounts
     from gateway.proxy.pool import Pool
 
 __all__ = ["MeshLimits", "Registry", "limit_identity"]
@@ -90,6 +91,7 @@ class Registry:
         self.alone = mesh.alone
         self._limits: dict[str, Limit] = {}
         self._lessons: dict[str, Lesson] = {}
+        self._sets: dict[str, tuple[LimitSet, int]] = {}  # where each limit stands now
         self._split: dict[str, Gcra | Window | Inflight] = {}
         self.connections: dict[str, Inflight] = {}
         self.breakers: dict[str, Any] = {}
@@ -123,6 +125,13 @@ class Registry:
         lesson.adopts = conf.learn == "adopt"
         return lesson
 
+    def carry_decisions(self, identity: str, limit_set: LimitSet, index: int) -> None:
+        """A limit has a place in a new set: what was decided by it so far is counted there on."""
+        known = self._sets.get(identity)
+        if known is not None:
+            limit_set.follow(index, *known)
+        self._sets[identity] = (limit_set, index)
+
     def slots(self, upstream: str, count: int) -> Inflight:
         """The in-flight limit that stands for an upstream's connections."""
         limit = self.connections.get(upstream)
@@ -155,6 +164,7 @@ class Registry:
             del self._limits[identity]
             self._split.pop(identity, None)
             self._lessons.pop(identity, None)
+            self._sets.pop(identity, None)
             self._mesh.forget(identity)
         named = set(upstreams)
         for book in (self.connections, self.breakers, self.counts):

@@ -38,13 +38,13 @@ from gateway.limits.policy import LimitSet, Rule
 from gateway.limits.settled import unwrapped
 from gateway.limits.verdict import Limit
 from gateway.proxy.clients import Client, ClientRule, ClientTable
+from gateway.proxy.counts import UpstreamCounts
 from gateway.proxy.graph import (
     LimitUse,
     RetryRule,
     Runtime,
     Timeouts,
     Upstream,
-    UpstreamCounts,
     Wait,
     Worker,
 )
@@ -146,11 +146,7 @@ class Assembly:
         The limits are the same ones in the same order: a request under way gives back by position.
         """
         upstream = self._worker.runtime.upstreams[name]
-        counted = upstream.limit_set
         self._set_limits(upstream, conf.upstream[name])
-        upstream.limit_set.admitted = counted.admitted
-        upstream.limit_set.refused = counted.refused
-        upstream.limit_set.would_refuse = counted.would_refuse
         self._breakers(conf.upstream[name], upstream.breakers, not self.registry.alone)
         self.rejoin_held()
 
@@ -271,6 +267,9 @@ class Assembly:
         upstream.limit_set = LimitSet(
             [_rule(use.limit, limit) for use, limit in zip(uses, conf.limit, strict=True)]
         )
+        for i, limit in enumerate(conf.limit):
+            identity = limit_identity(upstream.name, limit)
+            self.registry.carry_decisions(identity, upstream.limit_set, i)
         upstream.lessons = self._lessons(upstream.name, conf, uses)
         upstream.settled = tuple(i for i, use in enumerate(uses) if use.settled_by)
         plain = not upstream.settled and all(use.key is None and use.cost is None for use in uses)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from gateway.accesslog import AccessLog
-from gateway.breaker.states import LOCAL, BreakerState, Cause, Change
+from gateway.breaker.states import BreakerState, Cause, Change
 from gateway.build import build_kind
 from gateway.clock import MS, monotonic_ns, wall_ns
 from gateway.conf.changes import cannot_change, diff
@@ -99,6 +99,7 @@ class Server:
         names = {} if place is None else {"worker": place.number}
         self.log = Recent(structlog.get_logger(**names))
         self.reloads = 0
+        self.reload_failures = 0
         self.reload_success = True
         self.reload_faults: list[str] = []  # of the last reload
         self.ready = False
@@ -345,9 +346,7 @@ class Server:
 
     def _log_change(self, upstream: str, change: Change) -> None:
         """A breaker opened or closed, here or at a peer that told us."""
-        scope = "credential" if change.scope else "upstream"
-        if change.scope == LOCAL:
-            scope = "node"  # not yet a majority of the mesh
+        scope = pauses.scope_name(change.scope)  # "node": not yet a majority of the mesh
         if change.state is BreakerState.CLOSED:
             self.log.info("breaker closed", upstream=upstream, scope=scope, epoch=change.epoch)
             return
@@ -405,10 +404,12 @@ class Server:
             prepared = await self.prepare(new)
             await self.commit(prepared)
         except ConfError as error:
+            self.reload_failures += 1
             self.reload_success = False
             return [str(fault) for fault in error.faults]
         except (OSError, ImportError) as error:
             # A certificate that cannot be read, an address that is taken, a codec not installed.
+            self.reload_failures += 1
             self.reload_success = False
             return [reason_of(error)]
         self.log.info("configuration changed", changes=prepared.changes or ["nothing"])

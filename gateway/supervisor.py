@@ -79,6 +79,7 @@ class Supervisor:
         self.log = structlog.get_logger()
         self.notifier = notifier
         self.reloads = 0
+        self.reload_failures = 0
         self.reload_success = True
         self.reload_noted = False  # a SIGHUP came while the node was starting
         self.draining = False
@@ -383,6 +384,7 @@ class Supervisor:
             except OSError as error:
                 faults = [reason_of(error)]
         self.reload_success = not faults
+        self.reload_failures += bool(faults)
         for fault in faults:
             self.log.error("reload refused", fault=fault)
         refused = f"; reload refused: {faults[0]}" if faults else ""

@@ -77,6 +77,7 @@ HOT = [
     "gateway/proxy/admission.py",
     "gateway/proxy/downstream.py",
     "gateway/proxy/exchange.py",
+    "gateway/proxy/histogram.py",
     "gateway/proxy/keys.py",
     "gateway/proxy/relay.py",
     "gateway/proxy/upstream.py",

@@ -73,6 +73,8 @@ class Crew(Protocol):
     @property
     def reloads(self) -> int: ...
     @property
+    def reload_failures(self) -> int: ...
+    @property
     def reload_success(self) -> bool: ...
     @property
     def counts(self) -> dict[str, int]: ...
@@ -141,6 +143,7 @@ def _node_document(crew: Crew, documents: dict[int, dict[str, Any]]) -> dict[str
         uptime_s=round((monotonic_ns() - crew.started_ns) / SECOND, 3),
         generation=crew.reloads + 1,
         reloads=crew.reloads,
+        reload_failures=crew.reload_failures,
         reload_success=crew.reload_success,
         draining=crew.draining,
         ready=_ready_document(crew)[1]["ready"],
@@ -189,6 +192,7 @@ def _own_metrics(crew: Crew, answering: int) -> Iterator[Metric]:
         yield gauge
     for name, text, value in (
         ("egressd_config_reloads", "Reloads that were taken over.", crew.reloads),
+        ("egressd_config_reload_failures", "Reloads that were refused.", crew.reload_failures),
         (
             "egressd_worker_restarts",
             "Workers that ended and were started again.",

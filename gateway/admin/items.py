@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.admin.shapes import Shape, integer, listed, maybe, number, record, text, truth
 from gateway.clock import MS
-from gateway.proxy.graph import HEAD_BOUNDS_NS
+from gateway.proxy.histogram import BOUNDS_NS
 
 __all__ = [
     "BREAKER_ITEM",
@@ -62,6 +62,7 @@ NODE_ITEM = record(
         "now_ns": integer("CLOCK_MONOTONIC."),
         "generation": integer("Which configuration is in force."),
         "reloads": integer("Reloads that were taken over."),
+        "reload_failures": integer("Reloads that were refused."),
         "reload_success": truth("Whether the last one was."),
         "codec": text("Who tokenizes HTTP/1.1."),
         "connections": integer("Client connections."),
@@ -115,7 +116,7 @@ UPSTREAM_ITEM = record(
         "heads": listed(
             integer(),
             "Responses by the time to their head, in classes up to "
-            + ", ".join(f"{bound_ns / MS:g}" for bound_ns in HEAD_BOUNDS_NS)
+            + ", ".join(f"{bound_ns / MS:g}" for bound_ns in BOUNDS_NS)
             + " ms and above.",
         ),
         "waiting": integer("Requests held now."),

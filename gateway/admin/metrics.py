@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.admin.tallies import tally_metrics
 from gateway.admin.views import node_document
 from gateway.clock import SECOND
 
@@ -29,18 +30,14 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _UPSTREAM_COUNTERS = (
     ("requests", "egressd_requests", "Requests routed to the upstream."),
     ("admitted", "egressd_admitted", "Requests that all limits let through."),
-    ("waited", "egressd_waits", "Requests that were held before they were decided."),
-    ("wait_s", "egressd_wait_seconds", "Time that requests were held."),
+    ("waited", "egressd_waits", "Requests that were held and then let through."),
     ("failed", "egressd_failures", "Requests that failed at or on the way to the upstream."),
     ("aborted", "egressd_aborts", "Requests whose client left."),
-    ("retried", "egressd_retries", "Requests sent again."),
-    ("throttled", "egressd_throttles", "Answers by which the upstream asked for less."),
     ("preempted", "egressd_preemptive_pauses", "Pauses before a refusal (provider.preempt)."),
     ("pauses", "egressd_pauses", "Pauses and openings of the upstream's breakers."),
     ("trials", "egressd_trials", "Requests that went as the trial of a half-open breaker."),
 )
 _BREAKER_STATES = ("closed", "open", "half_open")
-_POOL_STATES = ("idle", "open", "dialling")
 # (metric, help, type) of `Server`'s own figures.
 _COUNT_PREFIXES = (
     # Counted under names with the reason at the end: one metric with a label.
@@ -63,6 +60,7 @@ class NodeMetrics(Collector):
         self._document = document
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
         """The exposition in CONTENT_TYPE."""
@@ -78,6 +76,7 @@ class NodeMetrics(Collector):
         yield from _node(document)
         upstreams = document["upstreams"]
         yield from _traffic(upstreams)
+        yield from tally_metrics(upstreams)
         yield from _breakers(upstreams)
         yield from _limits(upstreams)
         yield from _mesh(document)
@@ -102,13 +101,28 @@ def _node(document: dict[str, Any]) -> Iterator[Metric]:
     yield _gauge(
         "egressd_config_generation", "Which configuration is in force.", node["generation"]
     )
-    reloads = CounterMetricFamily("egressd_config_reloads", "Reloads that were taken over.")
-    reloads.add_metric((), node["reloads"])
-    yield reloads
+    yield _counter("egressd_config_reloads", "Reloads that were taken over.", node["reloads"])
+    yield _counter(
+        "egressd_config_reload_failures", "Reloads that were refused.", node["reload_failures"]
+    )
+    listeners = GaugeMetricFamily(
+        "egressd_listener_connections",
+        "Client connections by the listener that they came in by.",
+        labels=("listener",),
+    )
+    for listener in document["listeners"]:
+        listeners.add_metric((listener["name"],), listener["connections"])
+    yield listeners
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     family = GaugeMetricFamily(name, text)
+    family.add_metric((), float(value))
+    return family
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    family = CounterMetricFamily(name, text)
     family.add_metric((), float(value))
     return family
 
@@ -128,7 +142,7 @@ def _traffic(upstreams: dict[str, Any]) -> Iterator[Metric]:
     waiting = GaugeMetricFamily("egressd_waiting", "Requests held now.", labels=("upstream",))
     pool = GaugeMetricFamily(
         "egressd_upstream_connections",
-        "Connections to the upstream; `open` counts idle and busy ones.",
+        "Connections to the upstream: idle, busy with an exchange, or being dialled.",
         labels=("upstream", "state"),
     )
     for upstream, figures in upstreams.items():
@@ -137,8 +151,10 @@ def _traffic(upstreams: dict[str, Any]) -> Iterator[Metric]:
         refusals.add_metric((upstream, "limit"), figures["refused"])
         refusals.add_metric((upstream, "breaker"), figures["paused"])
         waiting.add_metric((upstream,), figures["waiting"])
-        for state in _POOL_STATES:
-            pool.add_metric((upstream, state), figures["pool"][state])
+        held = figures["pool"]
+        pool.add_metric((upstream, "idle"), held["idle"])
+        pool.add_metric((upstream, "busy"), held["open"] - held["idle"])
+        pool.add_metric((upstream, "dialling"), held["dialling"])
     yield from (responses, refusals, waiting, pool)
 
 
@@ -162,7 +178,7 @@ def _breakers(upstreams: dict[str, Any]) -> Iterator[Metric]:
         labels=("upstream",),
     )
     factor = GaugeMetricFamily(
-        "egressd_rate_factor",
+        "egressd_rate_ratio",
         "Share of the configured rates in force; below 1 while climbing after a throttle.",
         labels=("upstream",),
     )
@@ -193,10 +209,6 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
         "Tokens taken from the rows that are kept: by this node, and by all as it knows.",
         labels=(*labels, "by"),
     )
-    level = GaugeMetricFamily(
-        "egressd_limit_level_tokens", "Level of the fullest row.", labels=labels
-    )
-    burst = GaugeMetricFamily("egressd_limit_burst_tokens", "As configured.", labels=labels)
     rate = GaugeMetricFamily("egressd_limit_rate_tokens_per_second", "In force now.", labels=labels)
     excess = GaugeMetricFamily(
         "egressd_limit_excess_tokens",
@@ -227,8 +239,6 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
             values = (upstream, limit["name"])
             taken.add_metric((*values, "self"), limit["admitted_own"])
             taken.add_metric((*values, "mesh"), limit["admitted_mesh"])
-            level.add_metric(values, limit["level"])
-            burst.add_metric(values, limit["burst"])
             if limit["rate_in_force"] is not None:
                 rate.add_metric(values, limit["rate_in_force"])
             excess.add_metric(values, limit["excess_bound"])
@@ -238,9 +248,33 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
             started_full.add_metric(values, limit["started_full"])
             refused.add_metric((*values, "false"), limit["refused"])
             refused.add_metric((*values, "true"), limit["would_refuse"])
-    yield from (taken, level, burst, rate, excess, differs, rows, evicted, started_full, refused)
+    yield from (taken, rate, excess, differs, rows, evicted, started_full, refused)
+    yield from _levels(upstreams)
     yield from _upstreams_word(upstreams)
     yield from _windows(upstreams)
+
+
+def _levels(upstreams: dict[str, Any]) -> Iterator[Metric]:
+    """How full limits are."""
+    labels = ("upstream", "limit")
+    level = GaugeMetricFamily(
+        "egressd_limit_level_tokens", "Level of the fullest row.", labels=labels
+    )
+    fill = GaugeMetricFamily(
+        "egressd_limit_fill_ratio",
+        "Level of the fullest row as a share of what it holds: burst, quota or slots.",
+        labels=labels,
+    )
+    burst = GaugeMetricFamily("egressd_limit_burst_tokens", "As configured.", labels=labels)
+    for upstream, figures in upstreams.items():
+        for limit in figures["limits"]:
+            values = (upstream, limit["name"])
+            smooth = limit["algorithm"] == "smooth"
+            holds = limit["burst"] if smooth else limit["slots_in_force"] or limit["quota"]
+            level.add_metric(values, limit["level"])
+            fill.add_metric(values, limit["level"] / holds)
+            burst.add_metric(values, limit["burst"])
+    yield from (level, fill, burst)
 
 
 def _upstreams_word(upstreams: dict[str, Any]) -> Iterator[Metric]:
@@ -366,6 +400,11 @@ def _mesh(document: dict[str, Any]) -> Iterator[Metric]:
 def _counts(counts: dict[str, int]) -> Iterator[Metric]:
     """What the worker counts under a name of its own: one metric each, or a label of one."""
     plain = dict(counts)
+    yield _counter(
+        "egressd_access_log_dropped",
+        "Lines of the access log that could not be written.",
+        plain.pop("access_log_dropped"),
+    )
     for prefix, name, text, label in _COUNT_PREFIXES:
         family = CounterMetricFamily(name, text, labels=(label,))
         for key in [key for key in plain if key.startswith(prefix)]:

@@ -41,7 +41,7 @@ from gateway.breaker.breaker import Breaker
 from gateway.clock import MS, SECOND, monotonic_ns
 from gateway.conf.show import digest_steps, shown_steps
 from gateway.proxy.clients import ANONYMOUS
-from gateway.proxy.graph import HEAD_BOUNDS_NS
+from gateway.proxy.histogram import BOUNDS_NS
 from gateway.proxy.keys import parts_of_key
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Resource(NamedTuple):
 
 
 def latency(heads: Sequence[int]) -> dict[str, float | None]:
-    """Quantiles of the time to a response's head, from counts by HEAD_BOUNDS_NS, in ms.
+    """Quantiles of the time to a response's head, from counts by BOUNDS_NS, in ms.
 
     Inside a class times are taken as spread evenly, as Prometheus's histogram_quantile does; above
     the last bound it is what is told. null where there was no response yet.
@@ -84,7 +84,7 @@ def _quantile(heads: Sequence[int], share: float) -> float | None:
     if not rank:
         return None
     low_ns = seen = 0
-    for bound_ns, count in zip(HEAD_BOUNDS_NS, heads, strict=False):
+    for bound_ns, count in zip(BOUNDS_NS, heads, strict=False):
         if count and seen + count >= rank:
             return round((low_ns + (bound_ns - low_ns) * (rank - seen) / count) / MS, 3)
         low_ns = bound_ns
@@ -157,11 +157,11 @@ def _upstreams(served: Served, names: Sequence[str]) -> Items:
                 "protocol": filed.protocol,
                 "provider": upstream.profile.name,
                 **{key: getattr(counts, key) for key in COUNTS},
-                "wait_s": round(counts.wait_ns / SECOND, 6),
+                "wait_s": round(counts.wait.sum_ns / SECOND, 6),
                 "responses": {f"{digit}xx": counts.responses[digit] for digit in range(1, 6)},
                 "throttle_scopes": dict(counts.scopes),
-                "latency_ms": latency(counts.heads),
-                "heads": list(counts.heads),
+                "latency_ms": latency(counts.head_time.counts),
+                "heads": list(counts.head_time.counts),
                 "waiting": upstream.queue_budget.used,
                 "breaker": breakers.shown.state.name.lower(),
                 "breakers_active": breakers.active,

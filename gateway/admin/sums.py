@@ -28,6 +28,7 @@ GAUGES: dict[str, Callable[[list[float]], float]] = {
     "egressd_limit_burst_tokens": max,
     "egressd_limit_differs": max,
     "egressd_limit_excess_tokens": max,
+    "egressd_limit_fill_ratio": max,
     "egressd_limit_level_tokens": max,
     "egressd_limit_rate_tokens_per_second": min,
     "egressd_limit_rows": max,
@@ -36,19 +37,26 @@ GAUGES: dict[str, Callable[[list[float]], float]] = {
     "egressd_limit_window_over_tokens": max,
     "egressd_limit_window_peak_ratio": max,
     "egressd_limit_window_tokens": max,
+    "egressd_listener_connections": sum,
     "egressd_mesh_delay_seconds": max,
     "egressd_mesh_loss_ratio": max,
     "egressd_mesh_members": max,
     "egressd_mesh_rtt_seconds": min,
     "egressd_mesh_staleness_seconds": min,
-    "egressd_rate_factor": min,
+    "egressd_rate_ratio": min,
     "egressd_upstream_connections": sum,
     "egressd_waiting": sum,
+    "process_max_fds": max,  # of each process
+    "process_open_fds": sum,
+    "process_resident_memory_bytes": sum,
+    "process_start_time_seconds": min,
+    "process_virtual_memory_bytes": sum,
 }
 # A node's own, which the supervisor knows better than any worker.
 REPLACED = frozenset(
     {
         "egressd_config_generation",
+        "egressd_config_reload_failures",
         "egressd_config_reload_success",
         "egressd_config_reloads",
         "egressd_ready",

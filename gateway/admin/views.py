@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gateway.admin.tallies import tallies
 from gateway.build import build_kind, egressd_version
 from gateway.clock import MS, SECOND, monotonic_ns
 from gateway.limits.peaks import WINDOWS
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.limits.lessons import Lesson
     from gateway.limits.peaks import LimitPeaks
     from gateway.proxy.downstream import DownstreamProtocol
-    from gateway.proxy.graph import Upstream, Worker
+    from gateway.proxy.graph import Listener, Upstream, Worker
 
 __all__ = [
     "Served",
@@ -72,7 +73,11 @@ class Served(Protocol):
     @property
     def reloads(self) -> int: ...
     @property
+    def reload_failures(self) -> int: ...
+    @property
     def reload_success(self) -> bool: ...
+    @property
+    def listeners(self) -> Iterable[Listener]: ...
     @property
     def ready(self) -> bool: ...
 
@@ -143,6 +148,14 @@ def node_steps(served: Served) -> Steps[dict[str, Any]]:
         yield
     return {
         "node": node_figures(served, now_ns),
+        "listeners": [
+            {
+                "name": listener.name,
+                "connections": len(listener.connections),
+                "connections_max": listener.connections_max,
+            }
+            for listener in served.listeners
+        ],
         "upstreams": upstreams,
         "members": [member_figures(member) for member in stats.pop("members")],
         "mesh": _mesh(stats),
@@ -161,6 +174,7 @@ def node_figures(served: Served, now_ns: int) -> dict[str, Any]:
         "now_ns": now_ns,
         "generation": worker.runtime.generation,
         "reloads": served.reloads,
+        "reload_failures": served.reload_failures,
         "reload_success": served.reload_success,
         "codec": worker.codec.name,
         "connections": served.connection_count(),
@@ -186,7 +200,7 @@ def _upstream(
         "requests": counts.requests,
         "admitted": counts.admitted,
         "waited": counts.waited,
-        "wait_s": round(counts.wait_ns / SECOND, 6),
+        "wait_s": round(counts.wait.sum_ns / SECOND, 6),
         "refused": counts.refused,
         "paused": counts.paused,
         "pauses": counts.pauses,
@@ -208,6 +222,7 @@ def _upstream(
         "provider": upstream.profile.name,
         "preempted": counts.preempted,
         "throttle_scopes": dict(counts.scopes),
+        **tallies(upstream, now_ns),
         "limits": limit_figures(upstream, list(limits), mesh, now_ns),
     }
 

@@ -26,11 +26,12 @@ from gateway.breaker.waits import (
 )
 
 __all__ = ["ADDRESS", "BODY_BYTES_MAX", "PASS", "Advertised", "Decision", "Profile", "Signal"]
-__all__ += ["profile", "read_signal"]
+__all__ += ["SPEAKING", "profile", "read_signal"]
 
 _THROTTLES = frozenset((420, 429, 430, 477))
 _OVERLOADS = frozenset((529,))
 _ALWAYS = _THROTTLES | _OVERLOADS  # what needs no field to be a signal
+SPEAKING = _ALWAYS | {503}  # what tells of too much in HTTP's own words, to whomever
 
 # The statuses that a client retries by itself, where "should not" is worth saying.
 _RETRIED = frozenset((408, 409, 420, 425, 429, 430, 477))

@@ -60,6 +60,7 @@ class LanePool:
         "aborted",
         "closed",
         "dials",
+        "failures",
         "reuses",
     )
 
@@ -73,6 +74,7 @@ class LanePool:
         self.closed = False
         self.aborted = False
         self.dials = 0
+        self.failures = 0
         self.reuses = 0
 
     @property
@@ -185,6 +187,7 @@ class LanePool:
 
     def _failed(self, error: GatewayError) -> None:
         """Fails those whom no other dial under way is for."""
+        self.failures += 1
         others = len(self._dials) - 1
         failed = [self._waiting.popleft() for _ in range(len(self._waiting) - others * STREAMS_MAX)]
         for exchange in failed:

@@ -88,6 +88,7 @@ class LimitSet:
     __slots__ = (
         "_in_flight",
         "_policies",
+        "_told_before",
         "admitted",
         "limits",
         "refused",
@@ -101,8 +102,19 @@ class LimitSet:
         self.admitted = 0
         self.refused = [0] * len(rules)
         self.would_refuse = [0] * len(rules)
+        self._told_before = [0] * len(rules)  # of `admitted`, by the sets that this one follows
         self._in_flight = tuple(i for i, rule in enumerate(rules) if rule.in_flight)
         self._policies = tuple(_policy_item(rule) for rule in rules)
+
+    def follow(self, index: int, old: LimitSet, old_index: int) -> None:
+        """Goes on counting where another set that had the same limit ended (a reload)."""
+        self.refused[index] = old.refused[old_index]
+        self.would_refuse[index] = old.would_refuse[old_index]
+        self._told_before[index] = old.admitted_by(old_index)
+
+    def admitted_by(self, index: int) -> int:
+        """Requests let through since this limit is there."""
+        return self._told_before[index] + self.admitted
 
     def rows(self, keys: Sequence[bytes], now_ns: int) -> tuple[Entry, ...]:
         """The rows of a request, a key for each limit.

@@ -6,19 +6,18 @@ moves octets. Refusals are values (`Blocked`) while waiting can help, and Gatewa
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.breaker.outcome import Outcome
 from gateway.breaker.providers import recognised
-from gateway.breaker.signals import ADDRESS, PASS, Decision, Signal, read_signal
+from gateway.breaker.signals import ADDRESS, PASS, SPEAKING, Decision, Signal, read_signal
 from gateway.breaker.states import GO, Cause
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase
 from gateway.proxy import pauses
 from gateway.proxy.clients import ANONYMOUS, Client
-from gateway.proxy.graph import HEAD_BOUNDS_NS, RETRY_CREDIT_MAX
+from gateway.proxy.counts import RETRY_CREDIT_MAX
 from gateway.proxy.keys import credential_of
 
 if TYPE_CHECKING:
@@ -227,7 +226,9 @@ def stopped_waiting(exchange: Admittee) -> None:
 
 def refusal_after_wait(exchange: Admittee, now_ns: int) -> GatewayError:
     """What an exchange is told whose deadline came before its turn."""
-    exchange.waited_ns += now_ns - exchange.asked_ns
+    waited_ns = now_ns - exchange.asked_ns
+    exchange.waited_ns += waited_ns
+    exchange.upstream.counts.wait.observe(waited_ns)
     blocked = exchange.last_blocked
     assert blocked is not None
     return _refusal(exchange, blocked, blocked.wait_ns + _queued_ns(blocked))
@@ -239,11 +240,13 @@ def granted(exchange: Admittee, now_ns: int) -> None:
     exchange.admitted = True
     counts = upstream.counts
     counts.admitted += 1
-    if exchange.last_blocked is not None:
+    blocked = exchange.last_blocked
+    if blocked is not None:
         waited_ns = now_ns - exchange.asked_ns
         exchange.waited_ns += waited_ns
         counts.waited += 1
-        counts.wait_ns += waited_ns
+        counts.wait.observe(waited_ns)
+        counts.waited_at[blocked.limit] += 1
     breakers = upstream.breakers
     credential = exchange.credential() if breakers.knows_credentials else None
     if breakers.active:
@@ -269,7 +272,7 @@ def answered(
     counts = upstream.counts
     status = head.status
     counts.responses[status // 100 if status < 600 else 5] += 1
-    counts.heads[bisect_left(HEAD_BOUNDS_NS, head_time_ns)] += 1
+    counts.head_time.observe(head_time_ns)
     # A decaying maximum stands for the 99th percentile: 1 % less with each response.
     counts.slow_head_ns = max(head_time_ns, counts.slow_head_ns - counts.slow_head_ns // 100)
     if upstream.settled:
@@ -288,6 +291,9 @@ def answered(
         if signal.advertised is not None:
             lessons.hear(exchange.keys, signal.advertised, exchange.connected_ns, now_ns)
         if signal.pauses:
+            if signal.decision is not Decision.PREEMPT:
+                told_by = _told_by_slow(upstream, head, worker.wall_ns())
+                counts.throttles[told_by] += 1
             changes = _throttled_slow(exchange, signal, trials, now_ns)
             pauses.return_trials(worker, upstream, trials, now_ns)
         elif signal.decision is Decision.NO_RETRY and trials:
@@ -322,6 +328,14 @@ def recognise(upstream: Upstream, fields: Fields) -> None:
     if name is not None:
         upstream.profile = upstream.profile.spoken_by(name)
         upstream.body_statuses = upstream.profile.provider.body_statuses
+
+
+def _told_by_slow(upstream: Upstream, head: ResponseHead, wall_ns: int) -> str:
+    """What showed that a response is a throttle: its status, its fields or its body."""
+    if head.status in SPEAKING or head.status in upstream.profile.throttle_statuses:
+        return "status"
+    by_fields = read_signal(head.status, head.fields, upstream.profile, wall_ns)
+    return "provider" if by_fields.pauses else "body"
 
 
 def _throttled_slow(
@@ -526,6 +540,7 @@ def _refusal(exchange: Admittee, blocked: Blocked, wait_ns: int) -> GatewayError
         detail = f"upstream {name} is paused for {wait_ns / SECOND:.3f} s more"
     else:
         counts.refused += 1
+        counts.refused_by[blocked.limit] += 1
         detail = f"limit {blocked.limit} of upstream {name} has no room"
     return GatewayError(
         blocked.kind, detail, phase=Phase.QUEUE, retry_after_ns=wait_ns, limit=blocked.limit

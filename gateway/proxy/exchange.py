@@ -346,7 +346,8 @@ class Exchange(Respondent):
         if not (throttled or status in listed):
             return False
         credit = 0.0 if signal.decision is Decision.THROTTLE and signal.pauses else 1.0
-        return self._may_repeat(retry, credit) and self._again(credit, now_ns)
+        reason = "throttle" if throttled else str(status)
+        return self._may_repeat(retry, credit) and self._again(credit, reason, now_ns)
 
     def _may_repeat(self, retry: RetryRule, credit: float) -> bool:
         return (
@@ -356,7 +357,7 @@ class Exchange(Respondent):
             and self.upstream.counts.retry_credit >= credit
         )
 
-    def _again(self, credit: float, now_ns: int) -> bool:
+    def _again(self, credit: float, reason: str, now_ns: int) -> bool:
         """Asks for another send, which takes tokens as the first did; False: no room in time."""
         admission.give_back(self, now_ns)
         try:
@@ -367,6 +368,7 @@ class Exchange(Respondent):
             return False
         counts = self.upstream.counts
         counts.retried += 1
+        counts.retries[reason] += 1
         counts.retry_credit -= credit
         connection, self.connection = self.connection, None
         if connection is not None:
@@ -392,7 +394,7 @@ class Exchange(Respondent):
             )
             connection.drop()
             if stale:
-                self.worker.count("stale_connection_retries")
+                self.upstream.counts.retries["stale_connection"] += 1
                 self.stage = Stage.DIAL
                 self.wants_fresh = True
                 self.upstream.pool.take(self)
@@ -408,7 +410,8 @@ class Exchange(Respondent):
             return
         retry = self.upstream.retry
         listed = error.kind in retry.on.kinds
-        if listed and self._may_repeat(retry, 1.0) and self._again(1.0, now_ns):
+        reason = error.kind.name.lower()
+        if listed and self._may_repeat(retry, 1.0) and self._again(1.0, reason, now_ns):
             return
         self.fail(error)
 
@@ -520,6 +523,11 @@ class Exchange(Respondent):
         now_ns = self.worker.now_ns()
         admission.give_back(self, now_ns)
         self._body.clear()
+        if self.upstream_name:
+            counts = self.upstream.counts
+            counts.answers[min(self.status // 100, 5)] += 1
+            if not (self.is_connect or self.switching):
+                counts.duration.observe(now_ns - self.arrival_ns + self.request_ns)
         runtime = self.worker.runtime
         if runtime.access_log and (
             runtime.access_sample >= 1.0 or self._is_logged(termination, error)

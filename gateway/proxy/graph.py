@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from gateway.breaker.outcome import FailureRule
-from gateway.clock import MS, monotonic_ns, wall_ns
+from gateway.clock import monotonic_ns, wall_ns
 from gateway.errors import GatewayError, Termination
 from gateway.h1.codec import Codec, HeadLimits
 from gateway.h1.dates import HttpDate
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gateway.limits.policy import LimitSet
     from gateway.proxy.admission import Admittee
     from gateway.proxy.clients import Network
+    from gateway.proxy.counts import UpstreamCounts
     from gateway.proxy.downstream import DownstreamProtocol
     from gateway.proxy.pool import Pool
     from gateway.proxy.preface import Preface
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from gateway.waiting.fair_queue import Budget
 
 __all__ = [
-    "HEAD_BOUNDS_NS",
-    "RETRY_CREDIT_MAX",
     "AccessRecord",
     "KeyPart",
     "LimitUse",
@@ -57,7 +56,6 @@ __all__ = [
     "Runtime",
     "Timeouts",
     "Upstream",
-    "UpstreamCounts",
     "Wait",
     "Worker",
 ]
@@ -109,13 +107,6 @@ class LimitUse(NamedTuple):
     settled_by: bytes = b""  # the response field that tells the true cost, lower case
 
 
-# Retries are at most `budget` x requests + this many: a quiet upstream's first failure may be
-# tried again, and an outage is not multiplied.
-RETRY_CREDIT_MAX: Final = 10.0
-
-SCOPES_MAX = 32  # names of scopes that are told apart, each a label of a metric
-
-
 class AccessRecord(NamedTuple):
     """What the access log gets of an exchange; durations are nanoseconds."""
 
@@ -142,65 +133,6 @@ class AccessRecord(NamedTuple):
     traceparent: bytes
     termination: Termination
     error: GatewayError | None
-
-
-# Where the classes of the time to a response's head end; above the last one is one more. Each is
-# about twice the one before, from a neighbour on the LAN to the longest `timeout.response`.
-HEAD_BOUNDS_NS = tuple(
-    int(ms * MS) for ms in (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
-)
-
-
-class UpstreamCounts:
-    """Plain integers that the hot path counts; formatted by admin."""
-
-    __slots__ = (
-        "aborted",
-        "admitted",
-        "failed",
-        "heads",
-        "paused",
-        "pauses",
-        "preempted",
-        "refused",
-        "requests",
-        "responses",
-        "retried",
-        "retry_credit",
-        "scopes",
-        "slow_head_ns",
-        "throttled",
-        "trials",
-        "wait_ns",
-        "waited",
-    )
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.admitted = 0
-        self.waited = 0
-        self.wait_ns = 0
-        self.refused = 0
-        self.paused = 0  # requests refused because of a pause or an open breaker
-        self.pauses = 0  # pauses and openings themselves
-        self.failed = 0
-        self.aborted = 0
-        self.slow_head_ns = 0
-        self.retried = 0
-        self.retry_credit = RETRY_CREDIT_MAX
-        self.throttled = 0
-        self.preempted = 0  # pauses before a refusal, because a success said that nothing is left
-        self.scopes: dict[str, int] = {}  # what throttles said that they concern
-        self.trials = 0
-        self.heads = [0] * (len(HEAD_BOUNDS_NS) + 1)  # responses by the time to their head
-        self.responses = [0] * 6  # by the first digit of the status
-
-    def count_scope(self, scope: str) -> None:
-        """Counts what a throttle concerns. The upstream chooses the name, so there is a bound."""
-        scopes = self.scopes
-        if scope not in scopes and len(scopes) >= SCOPES_MAX:
-            scope = "other"
-        scopes[scope] = scopes.get(scope, 0) + 1
 
 
 class Upstream:

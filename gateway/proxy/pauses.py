@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from gateway.breaker.states import LOCAL, BreakerState, Cause, Change
 
 if TYPE_CHECKING:
+    from gateway.breaker.breaker import Breaker
     from gateway.breaker.table import Trial
     from gateway.proxy.graph import Upstream, Worker
 
-__all__ = ["adopt", "begin_trials", "climb", "report", "return_trials"]
+__all__ = ["adopt", "begin_trials", "climb", "report", "return_trials", "scope_name"]
 
 
 def report(worker: Worker, upstream: Upstream, changes: Iterable[Change], now_ns: int) -> None:
@@ -32,6 +33,8 @@ def adopt(worker: Worker, upstream: Upstream, change: Change, now_ns: int) -> No
     """A peer told of a change; nothing happens where ours is newer."""
     merged = upstream.breakers.merge(change, now_ns)
     if merged is not None:
+        if merged.state is BreakerState.OPEN and merged.cause is Cause.THROTTLE:
+            upstream.counts.throttles["peer"] += 1
         _settle(worker, upstream, merged, now_ns)
         if merged.state is BreakerState.OPEN and merged.cause is Cause.FAILURE:
             report(worker, upstream, upstream.breakers.absorb(now_ns), now_ns)
@@ -85,6 +88,7 @@ def _settle(worker: Worker, upstream: Upstream, change: Change, now_ns: int) -> 
     breaker = upstream.breakers.get(change.scope)
     if breaker is None:
         return
+    _count(upstream, breaker, change, now_ns)
     if change.scope == LOCAL:
         if change.state is BreakerState.CLOSED and not upstream.breakers.active:
             _fill(upstream, b"", now_ns)
@@ -98,3 +102,23 @@ def _settle(worker: Worker, upstream: Upstream, change: Change, now_ns: int) -> 
         breaker.trial_at_ns = worker.mesh.trial_at_ns(upstream, change, now_ns)
     worker.note_change(upstream.name, change)
     worker.waitroom.poke(breaker)
+
+
+def scope_name(scope: bytes) -> str:
+    """Whom a breaker concerns, as metrics and logs call it."""
+    if scope == LOCAL:
+        return "node"
+    return "credential" if scope else "upstream"
+
+
+def _count(upstream: Upstream, breaker: Breaker, change: Change, now_ns: int) -> None:
+    counts = upstream.counts
+    scope = scope_name(change.scope)
+    if change.state is BreakerState.CLOSED:
+        happened = "closed"
+        counts.paused_ns[scope] += breaker.closed_ns - breaker.opened_ns
+    elif breaker.opened_ns != now_ns:
+        happened = "prolonged"  # by a later word, or by a trial that failed
+    else:
+        happened = "paused" if change.cause is Cause.THROTTLE else "opened"
+    counts.transitions[scope, happened] += 1

@@ -42,6 +42,7 @@ class Pool(Protocol):
     """What an exchange, a reload and the admin interface need of a pool."""
 
     dials: int
+    failures: int  # of dials
     reuses: int
 
     @property
@@ -86,6 +87,7 @@ class UpstreamPool:
         "_waiting",
         "closed",
         "dials",
+        "failures",
         "head_limits",
         "idle_timeout_ns",
         "reuses",
@@ -109,6 +111,7 @@ class UpstreamPool:
         self._dials: dict[asyncio.Task[None], Exchange | None] = {}  # and for whom it is
         self.closed = False
         self.dials = 0
+        self.failures = 0
         self.reuses = 0
 
     @property
@@ -218,6 +221,7 @@ class UpstreamPool:
         self._dials[task], self._dials[theirs] = first, owner
 
     def _failed(self, task: asyncio.Task[None], error: GatewayError) -> None:
+        self.failures += 1
         owner = self._dials[task]
         if owner is not None:
             self.leave(owner)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench import admission, memory, openloop, ops, pacing, packages, report, run
+from bench import admission, memory, metrics, openloop, ops, pacing, packages, report, run
 from bench.contenders import (
     CONTENDERS,
     Contender,
@@ -456,3 +456,9 @@ def test_the_operations_bench_has_a_good_file(tmp_path: Path) -> None:
     path.write_text(ops.conf_text(8080, 9901, "http://127.0.0.1:1", 120, 7, 2))
     conf = load(path)
     assert (len(conf.route), len(conf.upstream), conf.node.workers) == (121, 51, 2)
+
+
+def test_what_metrics_cost_can_be_measured() -> None:
+    assert 0 < metrics.count_ns(2_000, 3) < 1e6
+    assert 0 < metrics.line_ns(metrics.json_line, 50, 2) < 1e7
+    assert 0 < metrics.scrape_ns(3) < 1e9

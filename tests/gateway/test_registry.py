@@ -15,7 +15,7 @@ from gateway.limits.inflight import Inflight
 from gateway.limits.settled import Settled, unwrapped
 from gateway.limits.window import STEP_NS, Window
 from gateway.mesh import MeshAdapter, NoMesh
-from gateway.proxy.graph import UpstreamCounts
+from gateway.proxy.counts import UpstreamCounts
 from gateway.registry import Registry, levers, limit_identity
 from peers.core.config import Config
 from peers.core.counters import MeshLimit

@@ -13,13 +13,15 @@ from gateway.breaker.states import BreakerPolicy
 from gateway.breaker.table import BreakerTable
 from gateway.clock import SECOND, monotonic_ns
 from gateway.conf.load import load
+from gateway.h1.codec import HeadLimits
 from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
 from gateway.limits.lessons import Lesson, Lessons
 from gateway.limits.policy import LimitSet, Rule
 from gateway.limits.window import Window
 from gateway.mesh import NoMesh
-from gateway.proxy.graph import Upstream, UpstreamCounts
+from gateway.proxy.counts import UpstreamCounts
+from gateway.proxy.graph import Listener, Upstream
 from gateway.waiting.fair_queue import Budget
 from peers.simnet import Simulation
 
@@ -74,7 +76,9 @@ def make_served(tmp_path: Path) -> Callable[..., Any]:
         upstream.lessons = Lessons({0: Lesson(limits[0], adopts=False)})
         upstream.slots = Inflight("connections", 200).entry(b"", now_ns)
         upstream.slots.take(3, now_ns)
-        upstream.pool = SimpleNamespace(idle_count=2, open_count=3, dialling_count=1)  # type: ignore[assignment]
+        dialled: Any = {"dials": 4, "failures": 1, "reuses": 7}
+        upstream.pool = SimpleNamespace(idle_count=2, open_count=3, dialling_count=1, **dialled)  # type: ignore[assignment]
+        upstream.tunnels = SimpleNamespace(**dialled)  # type: ignore[assignment]
         worker = SimpleNamespace(
             runtime=SimpleNamespace(generation=4, upstreams={"api": upstream}),
             codec=SimpleNamespace(name="h11"),
@@ -88,7 +92,9 @@ def make_served(tmp_path: Path) -> Callable[..., Any]:
             mesh=mesh if mesh is not None else NoMesh(b"k" * 32),
             started_ns=now_ns - 5 * SECOND,
             reloads=3,
+            reload_failures=2,
             reload_success=True,
+            listeners=[Listener("127.0.0.1:8080", HeadLimits(32_768, 100), 10_000)],
             ready=True,
             connection_count=lambda: 9,
             task_count=lambda: 6,

@@ -34,7 +34,7 @@ def test_what_the_worker_counted_is_exposed(make_served: MakeServed) -> None:
     upstream = served.worker.runtime.upstreams["api"]
     counts = upstream.counts
     counts.requests, counts.admitted, counts.refused, counts.paused = 10, 7, 2, 1
-    counts.waited, counts.wait_ns = 3, 250_000_000
+    counts.waited = 3
     counts.responses = [0, 0, 6, 0, 1, 0]
     upstream.queue_budget.used = 4
     samples = scrape(served)
@@ -43,12 +43,11 @@ def test_what_the_worker_counted_is_exposed(make_served: MakeServed) -> None:
     assert value(samples, "egressd_refusals_total", upstream="api", reason="limit") == 2
     assert value(samples, "egressd_refusals_total", upstream="api", reason="breaker") == 1
     assert value(samples, "egressd_waits_total", upstream="api") == 3
-    assert value(samples, "egressd_wait_seconds_total", upstream="api") == 0.25
     assert value(samples, "egressd_waiting", upstream="api") == 4
     for status_class, count in {"2xx": 6, "4xx": 1, "5xx": 0}.items():
         labels = {"upstream": "api", "class": status_class}
         assert value(samples, "egressd_responses_total", **labels) == count
-    for state, count in {"idle": 2, "open": 3, "dialling": 1}.items():
+    for state, count in {"idle": 2, "busy": 1, "dialling": 1}.items():
         labels = {"upstream": "api", "state": state}
         assert value(samples, "egressd_upstream_connections", **labels) == count
 
@@ -64,7 +63,9 @@ def test_the_node_itself_is_exposed(make_served: MakeServed) -> None:
     assert value(samples, "egressd_ready") == 1
     assert value(samples, "egressd_bad_requests_total", reason="bad_request") == 2
     assert value(samples, "egressd_events_total", event="stale_connection_retries") == 1
-    assert value(samples, "egressd_events_total", event="access_log_dropped") == 0
+    assert value(samples, "egressd_access_log_dropped_total") == 0
+    assert value(samples, "egressd_config_reload_failures_total") == 2
+    assert value(samples, "egressd_listener_connections", listener="127.0.0.1:8080") == 0
     builds = [labels for name, labels in samples if name == "egressd_build_info"]
     assert [dict(labels)["codec"] for labels in builds] == ["h11"]
     assert [dict(labels)["build"] for labels in builds] == [build_kind()]
@@ -131,7 +132,7 @@ def test_names_have_the_prefix_and_nothing_is_labelled_by_key(make_served: MakeS
     text = NodeMetrics(served).text().decode()
     assert "hash-of-a-credential" not in text
     names = {name for name, _ in scrape(served)}
-    assert all(name.startswith("egressd_") for name in names)
+    assert all(name.startswith(("egressd_", "process_")) for name in names)
 
 
 def test_two_workers_do_not_share_a_registry(make_served: MakeServed) -> None:

@@ -74,7 +74,7 @@ def test_histograms_are_added_bucket_by_bucket() -> None:
     ("name", "labels", "result"),
     [
         ("egressd_connections", "", 5),
-        ("egressd_rate_factor", 'upstream="api"', 2),
+        ("egressd_rate_ratio", 'upstream="api"', 2),
         ("egressd_limit_level_tokens", 'limit="l"', 3),
         ("egressd_limit_tokens", 'by="self"', 5),
         ("egressd_limit_tokens", 'by="mesh"', 3),

@@ -260,7 +260,7 @@ def test_a_request_that_a_goaway_left_out_is_sent_again(make_h2: Make) -> None:
         assert client.get(b"/first").status == 200
         assert client.get(b"/refused").status == 200
     assert origin.connections == 2
-    assert gateway.call(lambda: gateway.server.worker.counts["stale_connection_retries"]) == 1
+    assert dict(gateway.upstream("api").counts.retries) == {"stale_connection": 1}
     nothing_is_held(gateway)
 
 

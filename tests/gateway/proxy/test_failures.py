@@ -171,7 +171,7 @@ def test_a_stale_connection_is_tried_once_more_on_a_fresh_one(make) -> None:
         assert client.get(b"/1").status == 200
         assert client.get(b"/2").status == 200
         assert origin.connections == 2
-    assert gateway.call(lambda: gateway.server.worker.counts["stale_connection_retries"]) == 1
+    assert dict(gateway.upstream("api").counts.retries) == {"stale_connection": 1}
 
 
 def test_a_client_that_leaves_takes_its_request_along(make) -> None:
