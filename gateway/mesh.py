@@ -134,6 +134,9 @@ class NoMesh:
     def peaks(self, limit: object) -> LimitPeaks | None:
         return None
 
+    def names(self) -> dict[bytes, str]:
+        return {}
+
     def breaker_changed(self, upstream: Upstream, change: Change, now_ns: int) -> None:
         """Nobody else needs to know."""
 
@@ -238,6 +241,10 @@ class MeshAdapter:
                 peaks = self._peaks[limit.identity] = LimitPeaks()
             rule = limit.effective
             peaks.sample(limit.recent_rows(ROWS_MAX), rule.rate, float(rule.burst), now_ns)
+
+    def names(self) -> dict[bytes, str]:
+        """The members' names by their identity, for what rows know of peers."""
+        return {member.node: member.name for member in self.node.members()}
 
     def peaks(self, limit: object) -> LimitPeaks | None:
         """The fullest windows of a mesh-wide limit; None before the first look at it."""

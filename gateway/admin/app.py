@@ -36,6 +36,7 @@ from gateway.admin.gate import Configured, Gate
 from gateway.admin.metrics import CONTENT_TYPE, NodeMetrics
 from gateway.admin.openapi import openapi_document
 from gateway.admin.pace import LEVELS, encoded_steps, paced
+from gateway.admin.page import page_routes
 from gateway.admin.problems import Problem, problem_answer
 from gateway.admin.views import live_document, node_steps, ready_document
 
@@ -77,6 +78,7 @@ def make_app(served: Served, snapshots: Snapshots, *, unix: bool = False) -> ASG
         return await json_answer(200, openapi_document())
 
     routes = [
+        *page_routes(),
         Route("/live", live, methods=["GET"]),
         Route("/ready", ready, methods=["GET"]),
         Route("/metrics", show_metrics, methods=["GET"]),

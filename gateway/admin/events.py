@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from gateway.admin.pace import encoded_steps, paced
 from gateway.admin.problems import Problem
 from gateway.admin.resources import RESOURCES
-from gateway.clock import monotonic_ns
+from gateway.clock import MS, monotonic_ns
+from gateway.proxy.graph import HEAD_BOUNDS_NS
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
@@ -108,7 +109,11 @@ class Snapshots:
         served = self._served
         names = list(served.worker.runtime.upstreams)
         shown = names[:UPSTREAMS_SHOWN_MAX]
-        snapshot: dict[str, Any] = {"now_ns": monotonic_ns(), "truncated": len(names) > len(shown)}
+        snapshot: dict[str, Any] = {
+            "now_ns": monotonic_ns(),
+            "truncated": len(names) > len(shown),
+            "head_bounds_ms": [bound_ns / MS for bound_ns in HEAD_BOUNDS_NS],
+        }
         for name in SHOWN:
             snapshot[name] = await paced(RESOURCES[name].read(served, shown))
         return snapshot

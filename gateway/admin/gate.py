@@ -20,6 +20,7 @@ import ipaddress
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Protocol
 
+from gateway.admin.page import PAGE_PATHS
 from gateway.admin.problems import Problem, problem_answer
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Configured", "Gate"]
 
-# Health checks come from load balancers that hold no secrets, and tell nothing but yes or no.
-OPEN_PATHS = frozenset({"/live", "/ready"})
+# Health checks come from load balancers that hold no secrets, and tell nothing but yes or no. The
+# page's files are the same for everybody, and it is the page that asks for the token.
+OPEN_PATHS = frozenset({"/live", "/ready"}) | PAGE_PATHS
 
 
 class Configured(Protocol):

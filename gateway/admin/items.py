@@ -142,6 +142,11 @@ LIMIT_ITEM = record(
         "rows_read": integer("Rows that the sums below are of."),
         "admitted_own": integer("Tokens taken here."),
         "admitted_mesh": integer("Tokens taken by all, as known here."),
+        "admitted_peers": {
+            "type": "object",
+            "additionalProperties": integer(),
+            "description": "Of a mesh-wide rate: tokens taken by each peer, as known here.",
+        },
         "level": number("Of the fullest row."),
         "evicted": integer("Rows thrown out."),
         "started_full": integer("Rows that began without a burst."),

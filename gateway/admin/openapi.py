@@ -79,7 +79,8 @@ _EVENTS = {
     "responses": {
         "200": _content(
             "Events `snapshot`, each with one object of the lists nodes, members, upstreams, "
-            "limits, breakers, waits and recent, and `truncated`.",
+            "limits, breakers, waits and recent, `truncated`, and `head_bounds_ms`, the bounds of "
+            "the classes of `heads`.",
             {"type": "string"},
             "text/event-stream",
         ),

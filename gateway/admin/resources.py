@@ -35,6 +35,7 @@ from gateway.admin.views import (
     member_figures,
     mesh_stats,
     node_figures,
+    peer_figures,
     pool_figures,
 )
 from gateway.breaker.breaker import Breaker
@@ -179,13 +180,15 @@ def _limits(served: Served, names: Sequence[str]) -> Items:
     for name, upstream in _named(served, names):
         limits = conf.upstream[name].limit
         now_ns = monotonic_ns()
-        for figures in limit_figures(upstream, list(limits), served.mesh, now_ns):
+        peers = peer_figures(upstream, served.mesh)
+        for index, figures in enumerate(limit_figures(upstream, list(limits), served.mesh, now_ns)):
             filed = overridden.get((name, figures["name"]))
             items.append(
                 {
                     "node": conf.node.name,
                     "upstream": name,
                     **figures,
+                    "admitted_peers": peers[index],
                     "overridden": filed is not None,
                     "rate_in_file": str(filed.rate) if filed is not None else figures["rate"],
                 }

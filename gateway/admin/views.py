@@ -41,6 +41,7 @@ __all__ = [
     "node_document",
     "node_figures",
     "node_steps",
+    "peer_figures",
     "pool_figures",
     "ready_document",
     "told_at_once",
@@ -57,6 +58,7 @@ class Watched(Protocol):
     """What is read of a `gateway.mesh` adapter."""
 
     def peaks(self, limit: object) -> LimitPeaks | None: ...
+    def names(self) -> dict[bytes, str]: ...
 
 
 class Served(Protocol):
@@ -309,6 +311,30 @@ def limit_figures(
         document["advertised"] = _advertised(lessons.get(index), now_ns)
         documents.append(document)
     return documents
+
+
+def peer_figures(upstream: Upstream, mesh: Watched) -> list[dict[str, int]]:
+    """For each limit the tokens that each peer took, by its name; empty where nodes do not tell.
+
+    It is of as many rows as `limit_figures` reads.
+    """
+    names = mesh.names()
+    limits = upstream.limit_set.limits
+    return [_peers(limit, ROWS_READ_MAX // len(limits), names) for limit in limits]
+
+
+def _peers(limit: Any, rows_max: int, names: dict[bytes, str]) -> dict[str, int]:
+    taken: dict[str, int] = {}
+    limit = unwrapped(limit)
+    if not names or not hasattr(limit, "rows"):
+        return taken
+    for row in islice(limit.rows(), rows_max):
+        for node, share in getattr(row, "peers", {}).items():
+            name = names.get(node)
+            count: int | None = getattr(share, "count", None)  # None: slots, which are not summed
+            if name is not None and count is not None:
+                taken[name] = taken.get(name, 0) + count
+    return taken
 
 
 def _advertised(lesson: Lesson | None, now_ns: int) -> dict[str, Any] | None:

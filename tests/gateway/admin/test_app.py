@@ -82,7 +82,7 @@ def test_nothing_can_be_written_and_nothing_else_is_there(make_served: MakeServe
                 status, head, _ = await ask(path, method=method)
                 assert status == 405
                 assert b"access-control" not in head
-        for path in ("/", "/docs", "/api", "/api/v1/node/../../live", "//live", "/live%00"):
+        for path in ("/static/", "/docs", "/api", "/api/v1/node/../../live", "//live", "/live%00"):
             assert (await ask(path))[0] == 404
         status, head, _ = await ask("/metrics", "Origin: http://evil.example")
         assert status == 403
@@ -95,7 +95,7 @@ def test_the_token_is_demanded_but_for_health_checks(make_served: MakeServed) ->
     served = make_served(token="correct-horse")
 
     async def scenario(ask: Ask, port: int) -> None:
-        for path in ("/metrics", "/api/v1/node", "/", "/nonsense"):
+        for path in ("/metrics", "/api/v1/node", "/static/", "/nonsense"):
             status, head, body = await ask(path)
             assert status == 401
             assert b"www-authenticate: bearer" in head

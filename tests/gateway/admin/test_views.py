@@ -3,17 +3,19 @@
 import json
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gateway.admin import views
-from gateway.admin.views import node_document, ready_document
+from gateway.admin.views import node_document, peer_figures, ready_document
 from gateway.clock import MS, SECOND, monotonic_ns
 from gateway.limits.settled import Settled
 from gateway.mesh import MeshAdapter
 from peers.core.config import Config
 from peers.core.node import Node
+from peers.simnet import Simulation
 
 MakeServed = Callable[..., Any]
 
@@ -166,6 +168,27 @@ def test_the_mesh_is_shown(make_served: MakeServed) -> None:
     assert served.mesh.peaks(quota) is None
     served.mesh.forget("api\0account\0\0smooth")
     assert served.mesh.peaks(shared) is None
+
+
+def test_what_each_peer_took_is_told_by_name(make_served: MakeServed, bench: Simulation) -> None:
+    served = make_served()
+    shared = []
+    for sim in bench.nodes:
+        limit = sim.up.limit("x", name="account", rate_count=45, rate_period_ns=SECOND, burst=9)
+        row = limit.entry(b"", bench.now_ns)
+        shared.append((limit, row))
+    bench.run_for(SECOND)
+    for (_, row), sim in zip(shared, bench.nodes, strict=True):
+        row.take(2, bench.now_ns)
+        bench.after_step(sim)
+    bench.run_for(SECOND)
+    upstream = served.worker.runtime.upstreams["api"]
+    limit_set = upstream.limit_set
+    limit_set.limits = (shared[0][0], *limit_set.limits[1:])
+    names = {member.node: member.name for member in bench.nodes[0].up.members()}
+    mesh: Any = SimpleNamespace(names=lambda: names)
+    assert peer_figures(upstream, mesh) == [{"node-1": 2}, {}, {}]
+    assert peer_figures(upstream, served.mesh) == [{}, {}, {}]  # who stands alone has no peers
 
 
 @pytest.mark.parametrize(
