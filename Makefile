@@ -5,7 +5,7 @@ COMPILED := .venv-compiled
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: env compiled demo test test-slow lint lock clean
+.PHONY: env compiled demo test test-slow browser screenshot lint lock clean
 .PHONY: bench bench-gossip bench-memory bench-mesh bench-ops
 
 env: $(STAMP)
@@ -37,8 +37,20 @@ lint: env
 test: lint
 	$(BIN)/pytest -m "not slow"
 
-test-slow: env
+test-slow: env browser
 	$(BIN)/pytest -m slow
+
+# The dashboard's tests need Chromium. As root it is installed from Debian; else they are skipped,
+# with the reason printed.
+browser:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && \
+		apt-get install -y --no-install-recommends chromium chromium-driver fonts-dejavu-core; \
+	else echo "chromium or chromium-driver is missing: run \`make browser\` as root"; fi
+
+# README's pictures of the dashboard, from a demo that runs a minute for it.
+screenshot: env browser
+	PYTHONPATH=tests $(BIN)/python -m e2e.screenshot
 
 # Beside HAProxy, nginx, Squid and mitmproxy; as root it installs from Debian what is missing.
 # ARGS="--https --json FILE" and others: see tests/bench/NOTES.md.
