@@ -208,7 +208,7 @@ def test_a_partition_is_decided_by_on_partition(policy: str, watched: Watch) -> 
 
 @pytest.mark.slow
 def test_many_keys_and_large_costs(watched: Watch) -> None:
-    """Each of a hundred keys is kept for itself; costs up to the burst get their turn, though a cost
+    """Each of a hundred keys is kept for itself. Costs up to the burst get their turn, though one
     of all of it waits until one node has all tokens (14 s at the most, where 6 s would do)."""
     bench = meshed(watched(Simulation(3, 5)))
     taken: dict[int, int] = {}
