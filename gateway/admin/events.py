@@ -13,7 +13,7 @@ from gateway.admin.pace import encoded_steps, paced
 from gateway.admin.problems import Problem
 from gateway.admin.resources import RESOURCES
 from gateway.clock import MS, monotonic_ns
-from gateway.proxy.graph import HEAD_BOUNDS_NS
+from gateway.proxy.histogram import BOUNDS_NS
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Send
@@ -112,7 +112,7 @@ class Snapshots:
         snapshot: dict[str, Any] = {
             "now_ns": monotonic_ns(),
             "truncated": len(names) > len(shown),
-            "head_bounds_ms": [bound_ns / MS for bound_ns in HEAD_BOUNDS_NS],
+            "head_bounds_ms": [bound_ns / MS for bound_ns in BOUNDS_NS],
         }
         for name in SHOWN:
             snapshot[name] = await paced(RESOURCES[name].read(served, shown))

@@ -15,7 +15,7 @@ from gateway.conf.schema_upstream import LimitConf
 from gateway.limits.settled import Settled
 from gateway.mesh import SCOPE_BYTES, MeshAdapter, NoMesh
 from gateway.proxy import pauses
-from gateway.proxy.graph import UpstreamCounts
+from gateway.proxy.counts import UpstreamCounts
 from peers.core.counters import MeshLimit
 from peers.core.events import (
     BreakerClosed,
