@@ -18,7 +18,8 @@ from gateway.plan import sim
 
 __all__ = ["main"]
 
-_FILE = click.Path(dir_okay=False)
+# What a path may be is the loader's to say, as a fault with exit status 1, and not click's.
+_FILE = click.Path(readable=False)
 
 
 def _load(path: str, overrides: tuple[str, ...]):  # type: ignore[no-untyped-def]

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from gateway.conf import units, values
+from gateway.conf.faults import did_you_mean
 from gateway.conf.secret import SealingKey, Secret, Surroundings, read_key, read_secret
 
 __all__ = [
@@ -258,7 +259,8 @@ def _condition(value: object) -> int | str:
         return value
     if isinstance(value, bool) or not isinstance(value, int) or not 400 <= value <= 599:
         words = ", ".join(f'"{word}"' for word in CONDITION_WORDS)
-        raise ValueError(f"{units.shown(value)}: use a status (400 to 599), {words}")
+        near = did_you_mean(value, CONDITION_WORDS) if isinstance(value, str) else ""
+        raise ValueError(f"{units.shown(value)}: use a status (400 to 599), {words}{near}")
     return value
 
 

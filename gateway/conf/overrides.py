@@ -32,7 +32,10 @@ def apply_overrides(sources: Sources, overrides: list[str]) -> None:
         try:
             if not equals or len(text) > _TEXT_CHARACTERS_MAX:
                 raise ValueError("use KEY=VALUE, as in node.name=gw-2")
-            path = _set(sources.data, _key_parts(key), _value(value))
+            parts = _key_parts(key)
+            if parts[0] == "include":
+                raise ValueError("files are read before this is; it can stand in a file only")
+            path = _set(sources.data, parts, _value(value))
         except ValueError as error:
             sources.faults.append(Fault("--set", 0, key.strip()[:200], str(error)))
             continue

@@ -9,6 +9,7 @@ nothing.
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import re
@@ -198,6 +199,8 @@ def _read(sources: Sources, path: str, asked: Fault | None) -> Source | None:
             octets = file.read(FILE_BYTES_MAX + 1)
         if len(octets) > FILE_BYTES_MAX:
             raise ValueError("is longer than 1MiB; spread it over files with `include`")
+        if octets.startswith(codecs.BOM_UTF8):
+            raise ValueError("begins with a byte order mark, which TOML does not have")
         text = octets.decode()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1

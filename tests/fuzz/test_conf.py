@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.cli import main
 from gateway.conf.account import account, members_expected
 from gateway.conf.advice import warnings
 from gateway.conf.changes import diff
@@ -147,21 +150,66 @@ def test_any_data_under_known_keys(path: Path, tree: dict[str, Any]) -> None:
     _load(path, "\n".join(f"{_toml(key)} = {_toml(value)}" for key, value in tree.items()))
 
 
-@ONE_FOLDER
-@given(
-    overrides=st.lists(
-        st.one_of(
-            st.text(),
-            st.builds(
-                "{}={}".format,
-                st.lists(st.one_of(KEYS, st.integers(0, 3).map(str)), min_size=1, max_size=5).map(
-                    ".".join
-                ),
-                st.one_of(st.text(), st.sampled_from(VALUES)),
+OVERRIDES = st.lists(
+    st.one_of(
+        st.text(),
+        st.builds(
+            "{}={}".format,
+            st.lists(st.one_of(KEYS, st.integers(0, 3).map(str)), min_size=1, max_size=5).map(
+                ".".join
             ),
+            st.one_of(st.text(), st.sampled_from(VALUES)),
         ),
-        max_size=5,
-    )
+    ),
+    max_size=5,
 )
+
+
+@ONE_FOLDER
+@given(overrides=OVERRIDES)
 def test_any_overrides(path: Path, overrides: list[str]) -> None:
     _load(path, (CONF / "egressd.toml").read_bytes(), overrides)
+
+
+@ONE_FOLDER
+@given(text=mutations(), cuts=st.lists(st.integers(0, 400), max_size=3), overrides=OVERRIDES)
+def test_any_files_and_overrides(
+    path: Path, text: str, cuts: list[int], overrides: list[str]
+) -> None:
+    """A mutated reference file, cut into pieces that are included in one another."""
+    rows = text.split("\n")
+    places = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
+    pieces = [rows[begin:end] for begin, end in itertools.pairwise(places)]
+    files = {path: ['include = ["part-*.toml", "gone.toml"]', *pieces[0]]}
+    for number, piece in enumerate(pieces[1:]):
+        include = f'include = ["part-{number + 1}.toml"]'
+        files[path.with_name(f"part-{number}.toml")] = [include, *piece]
+    for old in path.parent.glob("part-*.toml"):
+        old.unlink()
+    for file, lines in files.items():
+        file.write_text("\n".join(lines), errors="surrogatepass")
+    try:
+        load(path, overrides, ENVIRON)
+    except ConfError as error:
+        sizes = {str(file): len(lines) + text.count("\r") for file, lines in files.items()}
+        assert error.faults
+        for fault in error.faults:
+            assert fault.message
+            assert SECRET not in str(fault)
+            assert fault.file in sizes or fault.line == 0
+            assert fault.line <= sizes.get(fault.file, 0)
+
+
+@ONE_FOLDER
+@given(text=st.one_of(st.binary(max_size=200), mutations()), as_json=st.booleans())
+def test_check_itself(path: Path, text: str | bytes, as_json: bool) -> None:
+    """The command ends with 0 or 1 and says something, without a traceback."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(errors="surrogatepass"))
+    result = CliRunner().invoke(main, ["check", str(path), *["--json"] * as_json], env=ENVIRON)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert result.exit_code in (0, 1)
+    assert SECRET not in result.output
+    if as_json:
+        assert bool(json.loads(result.stdout)) == bool(result.exit_code)
+    else:
+        assert bool(result.stderr) >= bool(result.exit_code)
