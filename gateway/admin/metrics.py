@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.admin.process import process_metrics
 from gateway.admin.tallies import tally_metrics
 from gateway.admin.views import node_document
 from gateway.clock import SECOND
@@ -60,7 +61,6 @@ class NodeMetrics(Collector):
         self._document = document
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
         """The exposition in CONTENT_TYPE."""
@@ -81,6 +81,7 @@ class NodeMetrics(Collector):
         yield from _limits(upstreams)
         yield from _mesh(document)
         yield from _counts(document["counts"])
+        yield from process_metrics(document["node"]["uptime_s"])
 
 
 def _node(document: dict[str, Any]) -> Iterator[Metric]:

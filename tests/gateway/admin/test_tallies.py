@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,6 +153,18 @@ class Quiet:
 
     def trial_at_ns(self, upstream: Any, change: Any, now_ns: int) -> int:
         return int(change.until_ns)
+
+
+def test_the_process_is_measured(make_served: MakeServed) -> None:
+    before = time.time()
+    found = {name: family.samples[0].value for name, family in families(make_served()).items()
+             if name.startswith("process_")}  # fmt: skip
+    own = len(list(Path("/proc/self/fd").iterdir())) - 1
+    assert found["process_open_fds"] == own <= found["process_max_fds"]
+    resident = found["process_resident_memory_bytes"]
+    assert 10 << 20 < resident < found["process_virtual_memory_bytes"]
+    assert 0 < found["process_cpu_seconds"] < 1e6
+    assert found["process_start_time_seconds"] == pytest.approx(before - 5, abs=5)
 
 
 def test_every_family_has_help_and_a_unit(make_served: MakeServed) -> None:
