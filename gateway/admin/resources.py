@@ -179,16 +179,17 @@ def _limits(served: Served, names: Sequence[str]) -> Items:
     items = []
     for name, upstream in _named(served, names):
         limits = conf.upstream[name].limit
-        now_ns = monotonic_ns()
         peers = peer_figures(upstream, served.mesh)
-        for index, figures in enumerate(limit_figures(upstream, list(limits), served.mesh, now_ns)):
+        yield
+        now_ns = monotonic_ns()
+        for figures in limit_figures(upstream, list(limits), served.mesh, now_ns):
             filed = overridden.get((name, figures["name"]))
             items.append(
                 {
                     "node": conf.node.name,
                     "upstream": name,
                     **figures,
-                    "admitted_peers": peers[index],
+                    "admitted_peers": peers.get(figures["name"], {}),
                     "overridden": filed is not None,
                     "rate_in_file": str(filed.rate) if filed is not None else figures["rate"],
                 }

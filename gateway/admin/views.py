@@ -313,14 +313,14 @@ def limit_figures(
     return documents
 
 
-def peer_figures(upstream: Upstream, mesh: Watched) -> list[dict[str, int]]:
-    """For each limit the tokens that each peer took, by its name; empty where nodes do not tell.
+def peer_figures(upstream: Upstream, mesh: Watched) -> dict[str, dict[str, int]]:
+    """By limit the tokens that each peer took, by its name; empty where nodes do not tell.
 
     It is of as many rows as `limit_figures` reads.
     """
     names = mesh.names()
     limits = upstream.limit_set.limits
-    return [_peers(limit, ROWS_READ_MAX // len(limits), names) for limit in limits]
+    return {limit.name: _peers(limit, ROWS_READ_MAX // len(limits), names) for limit in limits}
 
 
 def _peers(limit: Any, rows_max: int, names: dict[bytes, str]) -> dict[str, int]:

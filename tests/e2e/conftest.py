@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from fakes.browser import Browser
 from fakes.nodes import NodeProcess, Ports, free_ports, until
 from fakes.origin import Origin, Script
 
@@ -170,6 +171,24 @@ def mesh(node: MakeNode) -> MakeMesh:
         return nodes
 
     return make
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """The browser; whatever a test did, its page complained of nothing and asked nobody else."""
+    yield chromium
+    chromium.requests()
+    complaints = chromium.complaints()
+    hosts = set(chromium.hosts)
+    chromium.leave()
+    assert not complaints
+    assert len(hosts) <= 1, hosts
 
 
 def wait_joined(nodes: list[NodeProcess]) -> None:

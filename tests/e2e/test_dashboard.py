@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fakes.browser import Browser, missing
 from fakes.load import Load
-from fakes.looks import faults
+from fakes.looks import looks_right
 from fakes.nodes import NodeProcess
 from fakes.origin import Connection, Origin, Received, answer
 
@@ -37,24 +37,6 @@ scope = "upstream"
 """
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with Browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(chromium: Browser) -> Iterator[Browser]:
-    """The browser; whatever a test did, its page complained of nothing and asked nobody else."""
-    yield chromium
-    chromium.requests()
-    complaints = chromium.complaints()
-    hosts = set(chromium.hosts)
-    chromium.leave()
-    assert not complaints
-    assert len(hosts) <= 1, hosts
-
-
 def url_of(node: NodeProcess) -> str:
     return f"http://127.0.0.1:{node.ports.admin}/"
 
@@ -76,16 +58,6 @@ def ask_once(node: NodeProcess, target: str = "/", **fields: str) -> int:
         return response.status
     finally:
         connection.close()
-
-
-def looks_right(browser: Browser) -> None:
-    """In light and dark, on a desk and on a phone."""
-    for scheme in ("light", "dark"):
-        browser.scheme(scheme)
-        browser.phone()
-        assert faults(browser) == [], f"{scheme}, phone"
-        browser.size(1280, 900)
-        assert faults(browser) == [], f"{scheme}, desk"
 
 
 def test_it_shows_a_node_live(browser: Browser, node: MakeNode, origin: Origin) -> None:

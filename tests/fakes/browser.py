@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,6 +84,16 @@ class Browser:
         self.size(WIDTH, HEIGHT)
         self.scheme("light")
         self._driver.get(url)
+
+    @contextmanager
+    def prepared(self, script: str) -> Iterator[None]:
+        """Pages that are opened meanwhile run this before their own scripts."""
+        command = "Page.addScriptToEvaluateOnNewDocument"
+        made = self._driver.execute_cdp_cmd(command, {"source": script})
+        try:
+            yield
+        finally:
+            self._cdp("Page.removeScriptToEvaluateOnNewDocument", made)
 
     def reload(self) -> None:
         self._driver.refresh()

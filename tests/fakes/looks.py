@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fakes.browser import Browser
 
-__all__ = ["faults"]
+__all__ = ["faults", "looks_right"]
 
 # WCAG 2.2: 1.4.3 (contrast 4.5, large text 3), 1.1.1 and 4.1.2 (names), 1.3.1 (structure), 2.5.8
 # (24 px targets), 1.4.10 (no scrolling in two directions).
@@ -97,3 +97,13 @@ def faults(browser: Browser) -> list[str]:
     """What is wrong with the page as it looks now, a sentence each."""
     found: list[str] = browser.run(_SCRIPT)
     return found
+
+
+def looks_right(browser: Browser) -> None:
+    """In light and dark, on a desk and on a phone."""
+    for scheme in ("light", "dark"):
+        browser.scheme(scheme)
+        browser.phone()
+        assert faults(browser) == [], f"{scheme}, phone"
+        browser.size(1280, 900)
+        assert faults(browser) == [], f"{scheme}, desk"

@@ -37,7 +37,6 @@ function make({ first }) {
   if (first.rate === null) {
     parts.meter = el("div", { class: "meter" }, el("i"));
     card.append(parts.meter, parts.facts);
-    card.classList.add("small");
     return card;
   }
   const clear = el("button", { type: "button", text: "Clear…",
@@ -122,8 +121,10 @@ function factsOf(group, snapshot) {
     ["Waiting", figure(waiting), "waiting"],
     [first.dry_run ? "Would refuse" : "Refused here",
       figure(sum(first.dry_run ? "would_refuse" : "refused")), "refused"],
-    ["In force", perSecond(first.rate_in_force), "in-force"],
   ];
+  if (first.rate_in_force !== null) {
+    facts.push(["In force", perSecond(first.rate_in_force), "in-force"]);
+  }
   for (const [name, window] of Object.entries(first.windows)) {
     const worst = Math.max(...group.map((one) => one.windows[name]?.peak ?? window.peak));
     facts.push([`Fullest ${name.replace("s", " s")}`, percent(worst, 1), `peak-${name}`]);

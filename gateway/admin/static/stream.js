@@ -10,6 +10,10 @@ const AGAIN_MS_MAX = 15000;
 const EVENT_CHARACTERS_MAX = 32 * 1024 * 1024; // 100 upstreams with all that can be are some 2 MiB
 const TOKEN = "egressd.token";
 
+const LISTS = [
+  "nodes", "members", "upstreams", "limits", "breakers", "waits", "recent", "head_bounds_ms",
+];
+
 export const token = {
   get: () => sessionStorage.getItem(TOKEN),
   set: (value) => sessionStorage.setItem(TOKEN, value),
@@ -30,6 +34,12 @@ export async function problemOf(answer) {
   } catch {
     return `status ${answer.status}`;
   }
+}
+
+/** Whether it has what the page reads: a proxy in between, or another version, may differ. */
+function isSnapshot(value) {
+  return Number.isFinite(value?.now_ns) && LISTS.every((name) => Array.isArray(value[name]))
+    && value.nodes.length > 0;
 }
 
 /** Calls `onSnapshot(snapshot)` for each one and `onState(state)` when the connection changes.
@@ -113,6 +123,7 @@ export class Stream {
     if (!lines.includes("event: snapshot")) return;
     const data = lines.filter((line) => line.startsWith("data:")).map((line) => line.slice(5));
     const snapshot = JSON.parse(data.join("\n"));
+    if (!isSnapshot(snapshot)) throw new SyntaxError("no snapshot");
     this.attempt = 0;
     this.tell({ kind: "live" });
     try {

@@ -187,8 +187,9 @@ def test_what_each_peer_took_is_told_by_name(make_served: MakeServed, bench: Sim
     limit_set.limits = (shared[0][0], *limit_set.limits[1:])
     names = {member.node: member.name for member in bench.nodes[0].up.members()}
     mesh: Any = SimpleNamespace(names=lambda: names)
-    assert peer_figures(upstream, mesh) == [{"node-1": 2}, {}, {}]
-    assert peer_figures(upstream, served.mesh) == [{}, {}, {}]  # who stands alone has no peers
+    assert peer_figures(upstream, mesh) == {"account": {"node-1": 2}, "quota": {}, "open": {}}
+    alone = {"account": {}, "quota": {}, "open": {}}
+    assert peer_figures(upstream, served.mesh) == alone
 
 
 @pytest.mark.parametrize(
