@@ -1,0 +1,263 @@
+"""The spool's file and the one thread that touches it: many acceptances, one fsync.
+
+Whoever wants something of the store submits a function of `tables`; while a commit is on its way to
+the disk others gather, and the next transaction takes them all. Each is told its outcome in the
+loop, after the commit. So an acceptance that was told is on disk (WAL, `synchronous = FULL`), and
+2,000 of them a second need some hundred fsyncs.
+
+A full disk refuses what is new. What must not be lost (an outcome) is tried again until it fits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from gateway.clock import monotonic_ns
+from gateway.spool import tables
+from gateway.spool.record import Entry
+
+__all__ = ["Store", "StoreFullError", "StoreStats"]
+
+# An acceptance takes some 20 us of the thread, so this many hold the first one up for 10 ms.
+BATCH_MAX: Final = 512
+AGAIN_SECONDS: Final = 0.5
+BUSY_SECONDS: Final = 5.0  # other workers' commits take some ms each
+# Reading all of a file at a GB/s before the first request is served: a quarter of a second.
+CHECKED_BYTES_MAX: Final = 256 * 1024 * 1024
+PAGE_BYTES: Final = 4096
+_FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+Op = Callable[[sqlite3.Connection], Any]
+Done = Callable[[Any], None]
+
+
+class StoreFullError(Exception):
+    """The disk, or what the file may take of it, is used up. Nothing was changed."""
+
+
+class _Job(NamedTuple):
+    op: Op
+    done: Done | None
+    must: bool
+
+
+class StoreStats:
+    """Plain figures, written by the thread and read by anybody."""
+
+    __slots__ = ("again", "commit_max_ns", "commit_ns", "commits", "failed", "full", "jobs")
+
+    def __init__(self) -> None:
+        self.commits = 0
+        self.commit_ns = 0
+        self.commit_max_ns = 0
+        self.jobs = 0
+        self.full = 0
+        self.failed = 0
+        self.again = 0  # outcomes that wait for room now
+
+
+class Store:
+    """The file of a node's spool, as one of its workers uses it."""
+
+    def __init__(self, path: str, owner: int = 0, workers: int = 1, bytes_max: int = 0) -> None:
+        """`bytes_max` is what the file may grow to (0: no limit but the disk's)."""
+        self.path = path
+        self.owner = owner
+        self.workers = workers
+        self.bytes_max = bytes_max
+        self.stats = StoreStats()
+        self.paused: set[str] = set()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._again: list[_Job] = []
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._db: sqlite3.Connection
+        self._lock_fd = -1
+
+    # In the loop, or before there is one.
+
+    def open(self) -> list[Entry]:
+        """Opens the file, makes it where there is none; returns what is still to be sent.
+
+        Blocks. Raises OSError naming the file where it cannot be used: it is then left as it is.
+        """
+        try:
+            self._open_files()
+            self._set_up()
+            self._db.execute("BEGIN IMMEDIATE")
+            tables.adopt(self._db, self.owner, self.workers)
+            entries = tables.unfinished(self._db, self.owner)
+            self.paused = tables.pauses(self._db)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._close_files()
+            raise OSError(f"spool.path {self.path}: {error}; the file is left as it is") from error
+        except OSError:
+            self._close_files()
+            raise
+        return entries
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins to take jobs; outcomes are told in that loop."""
+        self._loop = loop
+        self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
+        self._thread.start()
+
+    def submit(self, op: Op, done: Done | None = None, *, must: bool = False) -> None:
+        """Has `op` done in the next transaction and `done` told, in the loop, what it returned, or
+        the exception. With `must` a full disk is waited for."""
+        self._jobs.put(_Job(op, done, must))
+
+    def set_bytes_max(self, bytes_max: int) -> None:
+        """A reload's figure; a file that is larger already takes nothing new."""
+        self.bytes_max = bytes_max
+        self.submit(self._limit)
+
+    async def close(self) -> None:
+        """Does what was submitted, closes the file; what still waits for room is lost."""
+        thread = self._thread
+        if thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(thread.join)
+            self._thread = None
+        self._close_files()
+
+    # Files.
+
+    def _open_files(self) -> None:
+        # SQLite gives -wal and -shm the mode of the file itself.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(self.path, flags, 0o600)
+            os.fchmod(fd, 0o600)
+            os.close(fd)
+            self._lock_fd = os.open(self.path + ".lock", flags, 0o600)
+            # One octet for each worker: two processes must never send the same requests.
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.owner)
+        except BlockingIOError as error:
+            raise OSError(f"spool.path {self.path}: another process uses it") from error
+        except OSError as error:
+            raise OSError(error.errno, f"spool.path {self.path}: {error.strerror}") from error
+        self._db = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+
+    def _set_up(self) -> None:
+        db = self._db
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        size = Path(self.path).stat().st_size
+        if not size:
+            with contextlib.suppress(sqlite3.OperationalError):  # a sibling was first
+                tables.create(db)
+        elif application != tables.APPLICATION_ID or version != tables.VERSION:
+            raise sqlite3.DatabaseError("it is no spool of this version")
+        elif size <= CHECKED_BYTES_MAX:
+            verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(f"it is damaged ({verdict})")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA secure_delete = FAST")  # what was sent is not left in free pages
+        self._limit(db)
+
+    def _limit(self, db: sqlite3.Connection) -> None:
+        pages = self.bytes_max // PAGE_BYTES or 0xFFFF_FFFE
+        db.execute(f"PRAGMA max_page_count = {pages}")
+
+    def _close_files(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # The thread.
+
+    def _run(self) -> None:
+        open_ = True
+        while open_:
+            jobs: list[_Job] = []
+            try:
+                job = self._jobs.get(timeout=AGAIN_SECONDS if self._again else None)
+                while job is not None and len(jobs) < BATCH_MAX:
+                    jobs.append(job)
+                    job = self._jobs.get_nowait()
+                if job is not None:
+                    jobs.append(job)
+                open_ = job is not None
+            except queue.Empty:
+                pass
+            again, self._again = self._again, []
+            self._do([*again, *jobs])
+            self.stats.again = len(self._again)
+
+    def _do(self, jobs: list[_Job]) -> None:
+        told: list[tuple[Done, Any]] = []
+        error = self._commit(jobs, told) if jobs else None
+        if error is not None and (len(jobs) == 1 or _code(error) == sqlite3.SQLITE_BUSY):
+            for job in jobs:
+                self._failed(job, error, told)
+        elif error is not None:
+            # One of them may be too large, or wrong: each for itself.
+            for job in jobs:
+                error = self._commit([job], told)
+                if error is not None:
+                    self._failed(job, error, told)
+        if told and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
+                self._loop.call_soon_threadsafe(_tell, told)
+
+    def _commit(self, jobs: list[_Job], told: list[tuple[Done, Any]]) -> sqlite3.Error | None:
+        """None: they are on disk, all of them. Otherwise nothing of them is."""
+        begun_ns = monotonic_ns()
+        stats = self.stats
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            outcomes = [job.op(self._db) for job in jobs]
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            return error
+        took_ns = monotonic_ns() - begun_ns
+        stats.commits += 1
+        stats.commit_ns += took_ns
+        stats.commit_max_ns = max(stats.commit_max_ns, took_ns)
+        stats.jobs += len(jobs)
+        told += [
+            (job.done, outcome)
+            for job, outcome in zip(jobs, outcomes, strict=True)
+            if job.done is not None
+        ]
+        return None
+
+    def _failed(self, job: _Job, error: sqlite3.Error, told: list[tuple[Done, Any]]) -> None:
+        full = _code(error) in _FULL
+        if full:
+            self.stats.full += 1
+        else:
+            self.stats.failed += 1
+        if job.must and isinstance(error, sqlite3.OperationalError):
+            self._again.append(job)
+        elif job.done is not None:
+            told.append((job.done, StoreFullError(str(error)) if full else error))
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _tell(told: list[tuple[Done, Any]]) -> None:
+    for done, outcome in told:
+        done(outcome)
