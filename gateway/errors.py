@@ -93,6 +93,10 @@ class ErrorKind(enum.Enum):
     RESPONSE_TIMEOUT = _Facts(504, "http_response_timeout", Source.SERVER_TIMEOUT, Retry.UNSURE, "Upstream did not answer in time")
     BAD_RESPONSE = _Facts(502, "http_protocol_error", Source.SERVER, Retry.UNSURE, "Upstream's response is malformed")
     RESPONSE_HEAD_TOO_LARGE = _Facts(502, "http_response_header_section_size", Source.SERVER, Retry.UNSURE, "Upstream's response head is too large")
+    KEY_REUSED = _Facts(422, "http_request_error", Source.CLIENT, Retry.NEVER, "Idempotency-Key was used for another request")
+    SPOOL_FULL = _Facts(507, "proxy_internal_error", Source.RESOURCE, Retry.LATER, "No room to keep the request")
+    SPOOL_FAILED = _Facts(503, "proxy_internal_error", Source.RESOURCE, Retry.LATER, "The request could not be kept")
+    NOT_STORED = _Facts(404, "http_request_denied", Source.POLICY, Retry.NEVER, "No such stored request")
     LOOP = _Facts(508, "proxy_loop_detected", Source.POLICY, Retry.NEVER, "The request came through this gateway before")
     INTERNAL = _Facts(500, "proxy_internal_error", Source.INTERNAL, Retry.UNSURE, "Internal error")
     # fmt: on

@@ -50,6 +50,7 @@ from gateway.proxy.graph import (
 )
 from gateway.proxy.keys import compile_cost, compile_key
 from gateway.proxy.pool import Pool
+from gateway.proxy.spooling import SpoolRule
 from gateway.proxy.targets import FORWARD, ForwardTable, Pattern
 from gateway.registry import MeshLimits, Registry, levers, limit_identity
 from gateway.routes import Route, RouteTable
@@ -259,6 +260,15 @@ class Assembly:
             retry.methods == "all",
         )
         upstream.tunnel_denied = ""
+        upstream.spool = None
+        if conf.spool is not None:
+            upstream.spool = SpoolRule(
+                conf.spool.ttl,
+                conf.spool.attempts,
+                compile_key([str(part) for part in conf.spool.order_by]),
+                conf.spool.priority,
+                conf.spool.keep,
+            )
         return upstream
 
     def _set_limits(self, upstream: Upstream, conf: UpstreamConf) -> None:

@@ -25,6 +25,7 @@ from gateway.conf.changes import cannot_change, diff
 from gateway.conf.faults import ConfError
 from gateway.conf.load import load, placed
 from gateway.conf.schema import Conf
+from gateway.durable import Durable
 from gateway.h1.codec import Codec, load_codec
 from gateway.listening import Listeners, Opening
 from gateway.mesh import MeshAdapter, NoMesh, Place, join_addresses, node_config, sealing_keys
@@ -37,6 +38,7 @@ from gateway.proxy.waitroom import WaitRoom
 from gateway.recent import Recent
 from gateway.runtime import Assembly, Plan
 from gateway.sockets import OwnSockets, Sockets
+from gateway.spool.worker import Spool
 from gateway.systemd import Notifier
 from peers.core.node import Node
 from peers.driver import MeshDriver
@@ -72,6 +74,7 @@ class Prepared(NamedTuple):
     openings: list[Opening]
     logs_anew: bool
     access_log: AccessLog | None
+    spool: Spool | None
     changes: list[str]
 
 
@@ -138,6 +141,7 @@ class Server:
         self.mesh.on_members = self.assembly.registry.resplit
         self.access_log: AccessLog | None = None
         self.operator = Operator(self)
+        self.durable = Durable(self.worker, place)
 
     # Start and stop.
 
@@ -209,6 +213,8 @@ class Server:
         stack.callback(self.listeners.undo, openings)
         if joins:
             await self._joined()
+        self.durable.commit(conf, await self.durable.prepare(conf))
+        stack.push_async_callback(self.durable.close)
         await self.listeners.open(openings)
 
     async def _joined(self) -> None:
@@ -312,10 +318,13 @@ class Server:
         worker.draining = True
         deadline_ns = monotonic_ns() + self.conf.node.drain
         listeners.drain()
+        self.durable.stop_sending()
         self.log.info("draining", connections=listeners.connection_count)
         # Three conditions, of which one is time: looked at, not waited for.
         while (  # noqa: ASYNC110
-            listeners.connection_count and monotonic_ns() < deadline_ns and self._stops < 2
+            (listeners.connection_count or self.durable.out_count)
+            and monotonic_ns() < deadline_ns
+            and self._stops < 2
         ):
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
         cut = listeners.abort()
@@ -346,6 +355,8 @@ class Server:
 
     def _log_change(self, upstream: str, change: Change) -> None:
         """A breaker opened or closed, here or at a peer that told us."""
+        if self.worker.spool is not None:
+            self.worker.spool.changed(upstream, change)
         scope = pauses.scope_name(change.scope)  # "node": not yet a majority of the mesh
         if change.state is BreakerState.CLOSED:
             self.log.info("breaker closed", upstream=upstream, scope=scope, epoch=change.epoch)
@@ -423,15 +434,18 @@ class Server:
         # Certificates and authorities are read in a thread: some ms each, and there may be many.
         plan, openings, changes = await asyncio.to_thread(self._prepare_blocking, old, new)
         access_log: AccessLog | None = None
+        spool: Spool | None = None
         logs_anew = (new.log.access, new.log.format) != (old.log.access, old.log.format)
         try:
             codec = load_codec(new.node.codec)
+            spool = await self.durable.prepare(new)
             if logs_anew:
                 access_log = self._make_access_log(new)
         except (OSError, ImportError):
             self.listeners.undo(openings)
+            await self.durable.discard(spool)
             raise
-        return Prepared(new, plan, codec, openings, logs_anew, access_log, changes)
+        return Prepared(new, plan, codec, openings, logs_anew, access_log, spool, changes)
 
     def _prepare_blocking(self, old: Conf, new: Conf) -> tuple[Plan, list[Opening], list[str]]:
         plan = self.assembly.prepare(new)
@@ -440,6 +454,7 @@ class Server:
     async def discard(self, prepared: Prepared) -> None:
         """Takes `prepare` back."""
         self.listeners.undo(prepared.openings)
+        await self.durable.discard(prepared.spool)
         if prepared.access_log is not None:
             await prepared.access_log.discard()
 
@@ -465,6 +480,7 @@ class Server:
             if join_addresses(new) != join_addresses(old):
                 self.driver.set_join(node_config(new, self.place).join)
         self.assembly.rejoin_held()
+        self.durable.commit(new, prepared.spool)
         self.reload_success = True
         self.reloads += 1
         if prepared.logs_anew:

@@ -43,8 +43,7 @@ NOT_YET: tuple[Row, ...] = (
         'use "mesh" or "local"',
     ),
     Row("upstream.*.limit.*.sync", _equals("redis"), '"redis"', 'use "mesh" or "local"'),
-    Row("upstream.*.spool", _given, "", "leave the table out"),
-    Row("spool", _given, "", "leave the table out"),
+    Row("spool.kafka", _given, "", "leave the table out; `path` is the embedded store"),
     Row("redis", _given, "", "leave the table out"),
 )
 

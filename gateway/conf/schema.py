@@ -227,6 +227,10 @@ class Spool(Section):
     """Where durably accepted requests are kept; absent: SQLite at the default path."""
 
     path: FilePath = option("/var/lib/egressd/spool.db", "The SQLite file.")
+    records_max: Int = option(
+        100_000, "Requests that may wait to be sent, for each worker.", ge=1, le=1_000_000
+    )
+    bytes_max: Size = option("10GiB", "What the file may grow to; then 507.")
     kafka: Kafka | None = option(None, "Topics of a Kafka cluster, instead of `path`.")
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Admittee",
     "Blocked",
     "answered",
+    "arrive",
     "ask_anew",
     "ask_once_more",
     "check_access",
@@ -40,6 +41,7 @@ __all__ = [
     "first_ask",
     "give_back",
     "granted",
+    "identify",
     "may_wait",
     "recognise",
     "refusal_after_wait",
@@ -150,22 +152,35 @@ class Admittee:
 
 def first_ask(exchange: Admittee, now_ns: int) -> Blocked | None:
     """Names the client, finds the rows, and asks. Raises GatewayError where waiting cannot help."""
-    upstream = exchange.upstream
+    identify(exchange)
+    wait = exchange.upstream.wait
+    max_ns = _preferred_slow(exchange.head.fields, wait.max_ns) if wait.prefer else wait.max_ns
+    return arrive(exchange, now_ns + max_ns, now_ns)
+
+
+def identify(exchange: Admittee) -> None:
+    """Names the client. Raises GatewayError where it is unknown or may not use the upstream."""
     client = exchange.worker.runtime.clients.identify(
         exchange.source, exchange.head, exchange.certificate_names
     )
     if client is None:
         raise GatewayError(ErrorKind.CLIENT_UNKNOWN)
     exchange.client = client
-    check_access(client, upstream)
+    check_access(client, exchange.upstream)
+
+
+def arrive(exchange: Admittee, wait_until_ns: int, now_ns: int) -> Blocked | None:
+    """Counts the request of a client that is known, finds the rows, and asks.
+
+    Raises GatewayError where waiting cannot help.
+    """
+    upstream = exchange.upstream
     counts = upstream.counts
     counts.requests += 1
     if counts.retry_credit < RETRY_CREDIT_MAX:
         counts.retry_credit += upstream.retry.budget
     _find_keys(exchange, now_ns)
-    wait = upstream.wait
-    max_ns = _preferred_slow(exchange.head.fields, wait.max_ns) if wait.prefer else wait.max_ns
-    exchange.wait_until_ns = now_ns + max_ns
+    exchange.wait_until_ns = wait_until_ns
     exchange.asked_ns = now_ns
     return _ask(exchange, now_ns)
 

@@ -90,6 +90,13 @@ class ClientTable:
         self._by_peer[peer] = found
         return found
 
+    def named(self, name: str) -> Client | None:
+        """The client of that name, for a request that was stored; None: there is none any more."""
+        for rule in self._rules:
+            if rule.client.name == name:
+                return rule.client
+        return None
+
     def _by_peer_slow(self, source: str, names: frozenset[str]) -> Client | None:
         address = address_of(source)
         for rule in self._rules:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.breaker.signals import Decision
 from gateway.clock import SECOND
-from gateway.errors import NORMAL_END, ErrorKind, GatewayError, Phase, Source, Termination
-from gateway.h1 import encode
+from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
 from gateway.h1.forward import (
     came_through,
     forward_request,
@@ -26,6 +25,7 @@ from gateway.proxy.answers import error_answer
 from gateway.proxy.flow import HELD_BYTES_MAX, PAUSE_HELD, PAUSE_PEER
 from gateway.proxy.graph import AccessRecord
 from gateway.proxy.response import Carrier, Respondent
+from gateway.proxy.spooling import STATUS_PATH, prefers_async
 from gateway.proxy.stage import Stage
 from gateway.proxy.targets import FORWARD, find_absolute, find_tunnel, is_other_host
 from gateway.proxy.tunnel import TunnelEnd
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gateway.breaker.signals import Signal
     from gateway.proxy.downstream import DownstreamProtocol
     from gateway.proxy.graph import RetryRule, Upstream, Worker
+    from gateway.proxy.spooling import SpoolDoor
 
 __all__ = ["Exchange"]
 
@@ -81,7 +82,11 @@ class Exchange(Respondent):
             if max_forwards(self.head) == 0:
                 self._answer_self_slow()
                 return
-            self._route()
+            spool = self.worker.spool
+            if spool is None:
+                self._route()
+            elif self._goes_to_spool_slow(spool, now_ns):
+                return
             blocked = admission.first_ask(self, now_ns)
         except GatewayError as error:
             self.fail(error)
@@ -131,14 +136,28 @@ class Exchange(Respondent):
         if self.head.method == b"TRACE":
             # Reflecting a request would show a script the credentials that were added on the way.
             raise GatewayError(ErrorKind.NOT_IMPLEMENTED, "TRACE is not answered here")
-        close = not self.head.keep_alive or not self.request_done
         worker = self.worker
-        fields = [(b"Date", worker.date.of(worker.wall_ns())), (b"Via", worker.via)]
-        self.status = 204
-        self.downstream.out.append(encode.response(204, b"", fields, Framing.NONE, close))
-        self.response_started = True
-        self.over(NORMAL_END)
-        self.downstream.exchange_done(keep=not close)
+        date = worker.date.of(worker.wall_ns())
+        self.answer(204, [(b"Date", date), (b"Via", worker.via)], b"")
+
+    def _goes_to_spool_slow(self, spool: SpoolDoor, now_ns: int) -> bool:
+        """Routes; says whether the spool has the exchange now. Raises GatewayError."""
+        head = self.head
+        if STATUS_PATH in head.target and spool.show(self, now_ns):
+            return True
+        if not self.upstream_name:
+            self._route()
+        if self.upstream.spool is None or self.is_connect or head.upgrade:
+            return False
+        if not prefers_async(head.fields):
+            return False
+        spool.accept(self, now_ns)
+        return True
+
+    def go_to(self, upstream: Upstream) -> None:
+        """This exchange is for that upstream, with its target as it is."""
+        self.path = self.head.target
+        self._address(upstream)
 
     def _route(self) -> None:
         head = self.head

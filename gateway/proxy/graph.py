@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gateway.proxy.pool import Pool
     from gateway.proxy.preface import Preface
     from gateway.proxy.relay import Relay
+    from gateway.proxy.spooling import SpoolDoor, SpoolRule
     from gateway.proxy.waitroom import WaitRoom
     from gateway.waiting.fair_queue import Budget
 
@@ -157,6 +158,7 @@ class Upstream:
         "rules",
         "settled",
         "slots",
+        "spool",
         "timeouts",
         "tunnel_denied",
         "tunnels",
@@ -182,6 +184,7 @@ class Upstream:
     timeouts: Timeouts
     settled: tuple[int, ...]  # the limits whose costs responses tell
     retry: RetryRule
+    spool: SpoolRule | None  # None: nothing is accepted for it that is not sent at once
     tunnels: Pool
     tunnel_denied: str  # why CONNECT is refused and what to use instead; "": it is allowed
     counts: UpstreamCounts
@@ -305,6 +308,7 @@ class Worker:
         "ring",
         "ring_dropped",
         "runtime",
+        "spool",
         "via",
         "waitroom",
         "wall_ns",
@@ -333,6 +337,7 @@ class Worker:
         self.wheel = Wheel(loop)
         self.read_buffer = memoryview(bytearray(READ_BYTES))
         self.draining = False
+        self.spool: SpoolDoor | None = None
         self._unwritten: list[Relay] = []
         self.note_change: Callable[[str, Change], None] = _nothing
         self.counts: dict[str, int] = defaultdict(int)

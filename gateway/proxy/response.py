@@ -197,6 +197,25 @@ class Respondent(admission.Admittee):
         self.over(NORMAL_END)
         self.downstream.exchange_done(keep=self._keep)
 
+    def answer(self, status: int, fields: Fields, body: bytes) -> None:
+        """Answers in the gateway's own name, and not with an error."""
+        self.connection = None
+        self.status = status
+        self.response_started = True
+        self.bytes_out = len(body)
+        close = not self.head.keep_alive or not self.request_done or self.worker.draining
+        framing = Framing.NONE
+        if status not in (204, 304):
+            framing = Framing.LENGTH
+            fields = [*fields, (b"Content-Length", b"%d" % len(body))]
+        out = self.downstream.out
+        reason = encode.reason_phrase(status)
+        out.append(encode.response(status, reason, fields, framing, close))
+        if body and self.head.method != b"HEAD":
+            out.append(body)
+        self.over(NORMAL_END)
+        self.downstream.exchange_done(keep=not close)
+
     def switch(self, connection: Relay, early_out: bytes) -> None:
         """Both sides speak another protocol from here on; `early_out` came behind the head."""
         downstream = self.downstream

@@ -28,8 +28,8 @@ __all__ = [
 
 TOKEN_BYTES = 16  # 128 bits: an id cannot be guessed
 BODY_BYTES_MAX = 10 * 1024 * 1024  # of a request, and of the response that is kept
-# A body is kept in pieces of this size: one write of some ms, and what one client may hold here.
-PART_BYTES = 256 * 1024
+# A body is kept in pieces of this size: as much as a live request may hold while it waits.
+PART_BYTES = 64 * 1024
 
 
 class State(enum.IntEnum):
@@ -51,6 +51,7 @@ class NewRequest(NamedTuple):
     owner: int  # the worker that sends it
     upstream: str
     client: str
+    source: str
     idempotency_key: bytes
     fingerprint: bytes  # of all that makes it the same request
     lane: bytes
@@ -84,6 +85,7 @@ class Entry:
         "failures",
         "first_ms",
         "in_hand",
+        "is_out",
         "lane",
         "number",
         "upstream",
@@ -100,7 +102,8 @@ class Entry:
         self.attempts = 0  # sends that reached the upstream and failed
         self.failures = 0  # of any kind since the start: what the back-off grows with
         self.first_ms = 0
-        self.in_hand = False
+        self.in_hand = False  # these two are kept by `Lanes`
+        self.is_out = False
 
 
 class Stored(NamedTuple):
@@ -109,6 +112,7 @@ class Stored(NamedTuple):
     number: int
     token: bytes
     client: str
+    source: str
     idempotency_key: bytes
     method: bytes
     host: bytes

@@ -210,6 +210,9 @@ class Store:
         elif error is not None:
             # One of them may be too large, or wrong: each for itself.
             for job in jobs:
+                if job.must and self._again:
+                    self._again.append(job)  # outcomes keep their order
+                    continue
                 error = self._commit([job], told)
                 if error is not None:
                     self._failed(job, error, told)

@@ -34,8 +34,8 @@ __all__ = [
     "begin",
     "body",
     "bury",
-    "counts",
     "create",
+    "dead_count",
     "drop",
     "fail",
     "forget_parts",
@@ -60,8 +60,9 @@ _PURGED_AT_ONCE = 500  # rows, so that acceptances wait some ms at most
 _SCHEMA = """
 CREATE TABLE request (
   number INTEGER PRIMARY KEY AUTOINCREMENT, token BLOB NOT NULL UNIQUE, owner INTEGER NOT NULL,
-  upstream TEXT NOT NULL, client TEXT NOT NULL, idempotency_key BLOB NOT NULL,
-  fingerprint BLOB NOT NULL, lane BLOB NOT NULL, state INTEGER NOT NULL,
+  upstream TEXT NOT NULL, client TEXT NOT NULL, source TEXT NOT NULL,
+  idempotency_key BLOB NOT NULL, fingerprint BLOB NOT NULL, lane BLOB NOT NULL,
+  state INTEGER NOT NULL,
   method BLOB NOT NULL, host BLOB NOT NULL, target BLOB NOT NULL, fields BLOB NOT NULL,
   body BLOB NOT NULL, parts INTEGER NOT NULL, body_bytes INTEGER NOT NULL,
   accepted_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL,
@@ -135,11 +136,12 @@ def unfinished(db: Db, owner: int) -> list[Entry]:
 def insert(db: Db, new: NewRequest) -> Kept:
     """Keeps a request, unless one of the same client and Idempotency-Key is kept already."""
     cursor = db.execute(
-        "INSERT INTO request (token, owner, upstream, client, idempotency_key, fingerprint, lane,"
-        " state, method, host, target, fields, body, parts, body_bytes, accepted_ms, expires_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO request (token, owner, upstream, client, source, idempotency_key, fingerprint,"
+        " lane, state, method, host, target, fields, body, parts, body_bytes, accepted_ms,"
+        " expires_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (upstream, client, idempotency_key) DO NOTHING",
-        (*new[:10], pack_fields(new.fields), *new[11:]),
+        (*new[:11], pack_fields(new.fields), *new[12:]),
     )
     if cursor.rowcount:
         return Kept(cursor.lastrowid or 0, new.token, is_new=True, is_same=True)
@@ -168,12 +170,12 @@ def load(db: Db, numbers: Iterable[int]) -> list[Stored]:
     found = []
     for number in numbers:
         row = db.execute(
-            "SELECT number, token, client, idempotency_key, method, host, target, fields, body,"
-            " parts, body_bytes FROM request WHERE number = ? AND state IN (0, 1)",
+            "SELECT number, token, client, source, idempotency_key, method, host, target, fields,"
+            " body, parts, body_bytes FROM request WHERE number = ? AND state IN (0, 1)",
             (number,),
         ).fetchone()
         if row is not None:
-            found.append(Stored._make((*row[:7], unpack_fields(row[7]), *row[8:])))
+            found.append(Stored._make((*row[:8], unpack_fields(row[8]), *row[9:])))
     return found
 
 
@@ -299,10 +301,9 @@ def answer(db: Db, token: bytes) -> Answer | None:
     return Answer(row[0], State(row[1]), row[2], unpack_fields(row[3]), data)
 
 
-def counts(db: Db) -> dict[tuple[str, State], int]:
-    """How many records there are, of all workers, by upstream and state."""
-    rows = db.execute("SELECT upstream, state, count(*) FROM request GROUP BY upstream, state")
-    return {(upstream, State(state)): count for upstream, state, count in rows}
+def dead_count(db: Db) -> int:
+    """How many dead letters there are, of all workers."""
+    return int(db.execute("SELECT count(*) FROM request WHERE state = 3").fetchone()[0])
 
 
 def set_pause(db: Db, upstream: str, paused: bool) -> None:

@@ -25,8 +25,7 @@ CASES = {
         RATE + 'sync = "exact"\nalgorithm = "window"',
         "6: upstream.a.limit.0.sync",
     ),
-    ("upstream.*.spool", ""): (A + "[upstream.a.spool]", "3: upstream.a.spool"),
-    ("spool", ""): ("[spool]", "1: spool"),
+    ("spool.kafka", ""): ('[spool]\nkafka = { bootstrap = ["k:1"] }', "2: spool.kafka"),
     ("redis", ""): (REDIS, "1: redis"),
 }
 # This one needs [redis], which is a fault of its own.
@@ -64,9 +63,9 @@ def test_a_limit_in_redis_is_refused_beside_its_store(judged: Judged) -> None:
 
 
 def test_a_value_that_is_wrong_by_itself_hides_no_other(judged: Judged) -> None:
-    found = judged(A + "connections = 0\n[upstream.a.spool]\n")
+    found = judged(A + "connections = 0\n" + REDIS)
     assert [fault.partition(": ")[0] for fault in found] == ["3", "4"]
-    assert found[1] == f"4: upstream.a.spool: {_message(_row('upstream.*.spool', ''))}"
+    assert found[1] == f"4: redis: {_message(_row('redis', ''))}"
 
 
 def test_every_limit_of_every_upstream_is_looked_at(judged: Judged) -> None:
@@ -101,6 +100,6 @@ def test_every_row_of_the_table_names_a_key(row: Row, loaded: Loaded) -> None:
         seen.append(value)
         return True
 
-    conf = loaded(RATE + CLIENT + 'source = ["::1"]\n[admin]\n')
+    conf = loaded(RATE + CLIENT + 'source = ["::1"]\n[admin]\n[spool]\n')
     assert unavailable(conf, [row._replace(is_unavailable=look)])
     assert seen

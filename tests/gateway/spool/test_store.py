@@ -24,7 +24,7 @@ from gateway.spool.store import Store, StoreFullError
 def request(key: bytes = b"", **other: Any) -> NewRequest:
     """A request of the client "c" for the upstream "api"."""
     new = NewRequest(
-        token=secrets.token_bytes(16), owner=0, upstream="api", client="c",
+        token=secrets.token_bytes(16), owner=0, upstream="api", client="c", source="::1",
         idempotency_key=key or secrets.token_hex(8).encode(), fingerprint=b"f", lane=b"",
         method=b"POST", host=b"api.test", target=b"/a", fields=[(b"A", b"b: c"), (b"D", b"")],
         body=b"hello", parts=0, body_bytes=5, accepted_ms=1, expires_ms=10_000,
