@@ -17,11 +17,12 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from gateway.clock import monotonic_ns
+from gateway.clock import SECOND, monotonic_ns
 from gateway.spool import tables
 from gateway.spool.record import Entry
 
@@ -33,6 +34,14 @@ AGAIN_SECONDS: Final = 0.5
 BUSY_SECONDS: Final = 5.0  # other workers' commits take some ms each
 # Reading all of a file at a GB/s before the first request is served: a quarter of a second.
 CHECKED_BYTES_MAX: Final = 256 * 1024 * 1024
+# A worker whose supervisor was killed drains before it lets go of the file.
+LOCK_WAIT_NS: Final = 5 * SECOND
+LOCK_LOOK_SECONDS: Final = 0.05
+# The journal goes into the file when it has so many pages. On a full disk that takes room for what
+# is new in it, or the journal would keep the disk full for ever: that much is held in reserve.
+JOURNAL_PAGES: Final = 256
+RESERVE_BYTES: Final = 2 * JOURNAL_PAGES * 4096
+RELIEF_NS: Final = SECOND  # a checkpoint that finds no room is not tried for each request
 PAGE_BYTES: Final = 4096
 _FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
@@ -42,6 +51,10 @@ Done = Callable[[Any], None]
 
 class StoreFullError(Exception):
     """The disk, or what the file may take of it, is used up. Nothing was changed."""
+
+
+def _nothing() -> None:
+    """The default of `on_room`."""
 
 
 class _Job(NamedTuple):
@@ -68,20 +81,31 @@ class StoreStats:
 class Store:
     """The file of a node's spool, as one of its workers uses it."""
 
-    def __init__(self, path: str, owner: int = 0, workers: int = 1, bytes_max: int = 0) -> None:
+    def __init__(
+        self,
+        path: str,
+        owner: int = 0,
+        workers: int = 1,
+        bytes_max: int = 0,
+        lock_wait_ns: int = LOCK_WAIT_NS,
+    ) -> None:
         """`bytes_max` is what the file may grow to (0: no limit but the disk's)."""
         self.path = path
         self.owner = owner
         self.workers = workers
         self.bytes_max = bytes_max
+        self._lock_wait_ns = lock_wait_ns
         self.stats = StoreStats()
         self.paused: set[str] = set()
+        self.on_room: Callable[[], None] = _nothing  # outcomes waited for room, and found it
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._again: list[_Job] = []
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._db: sqlite3.Connection
         self._lock_fd = -1
+        self._reserve_path = f"{path}.reserve{owner or ''}"
+        self._relieved_ns = 0
 
     # In the loop, or before there is one.
 
@@ -141,8 +165,7 @@ class Store:
             os.fchmod(fd, 0o600)
             os.close(fd)
             self._lock_fd = os.open(self.path + ".lock", flags, 0o600)
-            # One octet for each worker: two processes must never send the same requests.
-            fcntl.lockf(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.owner)
+            self._lock(monotonic_ns() + self._lock_wait_ns)
         except BlockingIOError as error:
             raise OSError(f"spool.path {self.path}: another process uses it") from error
         except OSError as error:
@@ -150,6 +173,18 @@ class Store:
         self._db = sqlite3.connect(
             self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
+
+    def _lock(self, until_ns: int) -> None:
+        """Raises BlockingIOError where another process has this worker's part of the file."""
+        while True:
+            try:
+                # One octet for each worker: two processes must never send the same requests.
+                fcntl.lockf(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.owner)
+                return
+            except BlockingIOError:
+                if monotonic_ns() >= until_ns:
+                    raise
+            time.sleep(LOCK_LOOK_SECONDS)
 
     def _set_up(self) -> None:
         db = self._db
@@ -167,8 +202,36 @@ class Store:
                 raise sqlite3.DatabaseError(f"it is damaged ({verdict})")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {JOURNAL_PAGES}")
         db.execute("PRAGMA secure_delete = FAST")  # what was sent is not left in free pages
         self._limit(db)
+        self._reserve()
+
+    def _reserve(self) -> None:
+        """Takes the room that `_relieve` gives back; without it where there is none."""
+        path = self._reserve_path
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            return
+        try:
+            os.posix_fallocate(fd, 0, RESERVE_BYTES)
+        except OSError:
+            Path(path).unlink(missing_ok=True)
+        finally:
+            os.close(fd)
+
+    def _relieve(self) -> None:
+        """The disk is full: empties the journal into the file, with the reserve's room."""
+        now_ns = monotonic_ns()
+        if now_ns < self._relieved_ns + RELIEF_NS:
+            return
+        self._relieved_ns = now_ns
+        with contextlib.suppress(OSError):
+            Path(self._reserve_path).unlink(missing_ok=True)
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._reserve()
 
     def _limit(self, db: sqlite3.Connection) -> None:
         pages = self.bytes_max // PAGE_BYTES or 0xFFFF_FFFE
@@ -200,10 +263,15 @@ class Store:
             again, self._again = self._again, []
             self._do([*again, *jobs])
             self.stats.again = len(self._again)
+            if again and not self._again and self._loop is not None:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    self._loop.call_soon_threadsafe(self.on_room)
 
     def _do(self, jobs: list[_Job]) -> None:
         told: list[tuple[Done, Any]] = []
         error = self._commit(jobs, told) if jobs else None
+        if error is not None and _code(error) in _FULL:
+            self._relieve()
         if error is not None and (len(jobs) == 1 or _code(error) == sqlite3.SQLITE_BUSY):
             for job in jobs:
                 self._failed(job, error, told)

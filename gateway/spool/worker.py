@@ -79,6 +79,7 @@ class Spool:
 
     def start(self) -> None:
         """Goes on with what is in the file, and takes in what comes."""
+        self.store.on_room = self._pump_soon
         self.store.start(self.worker.loop)
         for entry in self._entries:
             self._lanes_of(entry.upstream).add(entry)

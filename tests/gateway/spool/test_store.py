@@ -74,7 +74,7 @@ def test_a_request_is_kept_as_it_came_over_a_restart(tmp_path: Path) -> None:
     asyncio.run(store.close())
 
 
-@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", ".lock"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", ".lock", ".reserve"])
 def test_only_its_owner_can_read_it(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "spool.db"
     path.touch(0o644)
@@ -227,7 +227,7 @@ def test_two_processes_do_not_share_a_workers_part(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == b"open\n"
         with pytest.raises(OSError, match="another process uses it"):
-            Store(str(path)).open()
+            Store(str(path), lock_wait_ns=0).open()
         sibling = Store(str(path), owner=1, workers=2)
         assert sibling.open() == []
         asyncio.run(sibling.close())
