@@ -71,6 +71,11 @@ class Place(NamedTuple):
     key: bytes = b""
 
 
+def worker_name(conf: Conf, place: Place) -> str:
+    """What one of a node's several workers is called."""
+    return f"{conf.node.name}/{place.number}"
+
+
 def node_config(conf: Conf, place: Place | None = None) -> Config:
     """What the mesh's node is told. Raises ConfigError, which `check` has ruled out."""
     mesh = conf.mesh
@@ -90,7 +95,7 @@ def node_config(conf: Conf, place: Place | None = None) -> Config:
     # Where [mesh] is, ports follow each other; others may see another first one (a NAT's).
     told = [(own_host, port - place.ports[0] + first_port) for port in place.ports]
     return Config(
-        name=f"{conf.node.name}/{place.number}",
+        name=worker_name(conf, place),
         cluster=mesh.cluster if mesh is not None else place.cluster,
         bind=(mesh.bind.host if mesh is not None else LOOPBACK, place.ports[place.number]),
         advertise=told[place.number],

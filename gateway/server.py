@@ -28,7 +28,15 @@ from gateway.conf.schema import Conf
 from gateway.durable import Durable
 from gateway.h1.codec import Codec, load_codec
 from gateway.listening import Listeners, Opening
-from gateway.mesh import MeshAdapter, NoMesh, Place, join_addresses, node_config, sealing_keys
+from gateway.mesh import (
+    MeshAdapter,
+    NoMesh,
+    Place,
+    join_addresses,
+    node_config,
+    sealing_keys,
+    worker_name,
+)
 from gateway.operator import Operator
 from gateway.process import configure_log, end_of_signals
 from gateway.proxy import pauses
@@ -332,6 +340,11 @@ class Server:
         self.log.info("stopped", connections_cut=cut)
         if self._handles_signals:
             end_of_signals()
+
+    @property
+    def name(self) -> str:
+        """The node's name, with the worker's number where there are several: a mesh member's."""
+        return self.conf.node.name if self.place is None else worker_name(self.conf, self.place)
 
     def connection_count(self) -> int:
         """Client connections that are open now."""

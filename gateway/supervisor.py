@@ -16,11 +16,11 @@ import random
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -35,9 +35,13 @@ from gateway.crew import Member
 from gateway.listening import RETIRE_SECONDS
 from gateway.ports import free_mesh_ports
 from gateway.process import configure_log, end_of_signals
+from gateway.recent import Recent
 from gateway.server import ServeError, reason_of
 from gateway.sockets import EVERYBODY, OwnSockets, SharedSockets
 from gateway.systemd import Notifier
+
+if TYPE_CHECKING:
+    from gateway.admin.asking import CrewMember
 
 __all__ = ["Supervisor", "worker_count"]
 
@@ -54,6 +58,10 @@ def worker_count(conf: Conf) -> int:
     """How many workers the conf asks for; "auto" is one for each core that may be used."""
     workers = conf.node.workers
     return workers if isinstance(workers, int) else min(len(os.sched_getaffinity(0)), 32)
+
+
+def _nothing(member: CrewMember) -> None:
+    """The default of `on_restarted`."""
 
 
 def _runtime_folder() -> str | None:
@@ -76,13 +84,16 @@ class Supervisor:
         self.conf = conf
         self.path = path
         self.overrides = tuple(overrides)
-        self.log = structlog.get_logger()
+        self.log = Recent(structlog.get_logger())
         self.notifier = notifier
         self.reloads = 0
         self.reload_failures = 0
         self.reload_success = True
+        self.reload_faults: list[str] = []  # of the last reload
         self.reload_noted = False  # a SIGHUP came while the node was starting
         self.draining = False
+        self.drained = False  # by the operator: served, but not to be chosen
+        self.on_restarted: Callable[[CrewMember], None] = _nothing
         self.counts: dict[str, int] = defaultdict(int)  # what it refuses itself
         self.started_ns = monotonic_ns()
         self.members: list[Member] = []
@@ -106,6 +117,16 @@ class Supervisor:
     def ready(self) -> bool:
         """Whether all workers are, and signals are heeded."""
         return self._serving and all(member.ready for member in self.members)
+
+    @property
+    def serving(self) -> bool:
+        """Whether it can be told something: it has started and does not end."""
+        return self._serving and not self.draining
+
+    @property
+    def recent(self) -> list[dict[str, Any]]:
+        """What was logged here last, the newest last; workers have their own."""
+        return self.log.lines()
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Raises ServeError where a worker cannot start."""
@@ -169,11 +190,9 @@ class Supervisor:
         sock = self._own_sockets.admin(conf.admin.bind if conf.admin is not None else None)
         if sock is None or conf.admin is None:
             return
-        from gateway.admin.app import AdminServer
-        from gateway.admin.fleet import make_fleet_app
+        from gateway.admin.fleet import fleet_interface
 
-        unix = sock.family == socket.AF_UNIX
-        interface = AdminServer(make_fleet_app(self, unix=unix), sock)
+        interface = fleet_interface(self, sock)
         stack.callback(self._own_sockets.forget, conf.admin.bind)
         await interface.start()
         stack.push_async_callback(interface.stop)
@@ -303,6 +322,7 @@ class Supervisor:
                     other.borrowed.discard(member.number)
                     other.tell("return", slot=member.number)
             self.log.info("worker started", worker=member.number, restarts=member.restarts)
+            self.on_restarted(member)
         self._lend()
 
     def _lend(self) -> None:
@@ -385,6 +405,7 @@ class Supervisor:
                 faults = [reason_of(error)]
         self.reload_success = not faults
         self.reload_failures += bool(faults)
+        self.reload_faults = faults
         for fault in faults:
             self.log.error("reload refused", fault=fault)
         refused = f"; reload refused: {faults[0]}" if faults else ""

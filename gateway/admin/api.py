@@ -42,6 +42,7 @@ NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}$"
 HASH_PATTERN = "^[0-9a-f]{8,32}$"
 FOR_MS_MAX = 366 * 24 * 3600 * 1000  # the longest duration of a file; pause_max is the real bound
 
+CURSOR_BYTES_MAX = 1 + PLACE_BYTES_MAX  # of several workers, after the number of one of them
 CONF_LEVELS = 5  # conf, the node's, `conf`, `upstream`, and each of them
 
 Body = dict[str, Any]
@@ -183,7 +184,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "prefix": text("Only rows with a value that begins so.", maxLength=1024),
             "after": text(
                 "`next` of the page before.",
-                pattern=f"^([0-9a-f]{{2}}){{0,{PLACE_BYTES_MAX}}}$",
+                pattern=f"^([0-9a-f]{{2}}){{0,{CURSOR_BYTES_MAX}}}$",
             ),
             "count": integer("Rows a page.", minimum=1, maximum=ROWS_A_PAGE_MAX, default=100),
         },

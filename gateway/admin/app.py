@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -18,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gateway.admin.api import (
@@ -31,7 +32,7 @@ from gateway.admin.api import (
     body_of,
     query_of,
 )
-from gateway.admin.events import Snapshots
+from gateway.admin.events import Snapshots, read_snapshot
 from gateway.admin.gate import Configured, Gate
 from gateway.admin.metrics import CONTENT_TYPE, NodeMetrics
 from gateway.admin.openapi import openapi_document
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     from gateway.admin.views import Served
 
-__all__ = ["AdminServer", "guarded", "json_answer", "make_app", "worker_interface"]
+__all__ = ["AdminServer", "api_routes", "guarded", "json_answer", "make_app", "worker_interface"]
 
 # A monitor, a scraper, `top`, a few curls, and as many again that hang.
 CONNECTIONS_MAX = 1024
@@ -57,6 +58,8 @@ HEAD_BYTES_MAX = 16 * 1024
 STOP_SECONDS = 1
 NO_STORE = {"cache-control": "no-store"}
 JSON_TYPE = "application/json"
+
+Call = Callable[[Operation, Ask], Awaitable[Any]]
 
 
 def make_app(served: Served, snapshots: Snapshots, *, unix: bool = False) -> ASGIApp:
@@ -74,26 +77,34 @@ def make_app(served: Served, snapshots: Snapshots, *, unix: bool = False) -> ASG
         body = await asyncio.to_thread(NodeMetrics(served, document).text)
         return Response(body, media_type=CONTENT_TYPE)
 
-    async def openapi(request: Request) -> Response:
-        return await json_answer(200, openapi_document())
-
-    routes = [
+    routes: list[BaseRoute] = [
         *page_routes(),
         Route("/live", live, methods=["GET"]),
         Route("/ready", ready, methods=["GET"]),
         Route("/metrics", show_metrics, methods=["GET"]),
-        Route(f"{PREFIX}/openapi.json", openapi, methods=["GET"]),
-        Route(f"{PREFIX}/events", _Events(snapshots), methods=["GET"]),
-        *(
-            Route(PREFIX + operation.path, _endpoint(served, operation), methods=[operation.method])
-            for operation in OPERATIONS
-        ),
+        *api_routes(lambda operation, ask: operation.call(served, ask), snapshots),
     ]
     return guarded(routes, served, served.worker.counts, unix=unix)
 
 
+def api_routes(call: Call, snapshots: Snapshots) -> list[BaseRoute]:
+    """The routes of `/api/v1/`: what comes in is judged here, `call` does it."""
+
+    async def openapi(request: Request) -> Response:
+        return await json_answer(200, openapi_document())
+
+    return [
+        Route(f"{PREFIX}/openapi.json", openapi, methods=["GET"]),
+        Route(f"{PREFIX}/events", _Events(snapshots), methods=["GET"]),
+        *(
+            Route(PREFIX + operation.path, _endpoint(call, operation), methods=[operation.method])
+            for operation in OPERATIONS
+        ),
+    ]
+
+
 def guarded(
-    routes: list[Route], configured: Configured, counts: MutableMapping[str, int], *, unix: bool
+    routes: list[BaseRoute], configured: Configured, counts: MutableMapping[str, int], *, unix: bool
 ) -> ASGIApp:
     """An application of these routes behind the gate; what it refuses is counted in `counts`."""
 
@@ -106,13 +117,13 @@ def guarded(
     return Gate(app, configured, counts, unix=unix)
 
 
-def _endpoint(served: Served, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(call: Call, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         query = query_of(operation.query, request.scope["query_string"])
         body = {}
         if operation.takes is not None:
             body = body_of(operation, await _octets(request))
-        document = await operation.call(served, Ask(request.path_params, query, body))
+        document = await call(operation, Ask(request.path_params, query, body))
         return await json_answer(200, document, operation.levels)
 
     return answer
@@ -163,9 +174,9 @@ class _Events:
 
 def worker_interface(served: Served, sock: socket.socket) -> AdminServer:
     """The interface of a worker on a bound socket, which it owns from now on."""
-    snapshots = Snapshots(served)
+    snapshots = Snapshots(partial(read_snapshot, served))
     app = make_app(served, snapshots, unix=sock.family == socket.AF_UNIX)
-    return AdminServer(app, sock, snapshots)
+    return AdminServer(app, sock, snapshots.close)
 
 
 class _Protocol(H11Protocol):
@@ -223,15 +234,13 @@ class _Uvicorn(uvicorn.Server):
 class AdminServer:
     """Serves the admin interface on a bound socket, which it owns from now on.
 
-    `snapshots`, where the application has them: their readers would never leave by themselves.
+    `close` ends what the application has begun and would never end by itself.
     """
 
-    def __init__(
-        self, app: ASGIApp, sock: socket.socket, snapshots: Snapshots | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, sock: socket.socket, close: Callable[[], None]) -> None:
         self._sock = sock
         self._task: asyncio.Task[None] | None = None
-        self._snapshots = snapshots
+        self._close = close
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -266,8 +275,7 @@ class AdminServer:
     async def stop(self) -> None:
         """Closes the socket and its connections; requests under way get STOP_SECONDS."""
         if self._task is not None:
-            if self._snapshots is not None:
-                self._snapshots.close()
+            self._close()
             self._uvicorn.should_exit = True
             await self._task
             self._task = None

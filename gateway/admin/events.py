@@ -7,6 +7,7 @@ some, and one that takes nothing any more is let go by the server (`app`).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from gateway.admin.pace import encoded_steps, paced
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
 
     from gateway.admin.views import Served
 
-__all__ = ["READERS_MAX", "SHOWN", "Snapshots"]
+__all__ = ["HEAD_BOUNDS_MS", "READERS_MAX", "SHOWN", "Snapshots", "read_snapshot"]
 
 READERS_MAX = 16  # a page, a `top`, and some of each
 SNAPSHOT_SECONDS = 1.0
 # A page shows no more, and reading 10,000 each second would take the whole second.
 UPSTREAMS_SHOWN_MAX = 100
 SHOWN = ("nodes", "members", "upstreams", "limits", "breakers", "waits", "recent")
+
+HEAD_BOUNDS_MS = [bound_ns / MS for bound_ns in BOUNDS_NS]
 
 _START = {
     "type": "http.response.start",
@@ -36,10 +39,10 @@ _START = {
 
 
 class Snapshots:
-    """The snapshots of a worker and who reads them."""
+    """The snapshots that `read` makes, and who reads them."""
 
-    def __init__(self, served: Served) -> None:
-        self._served = served
+    def __init__(self, read: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        self._read = read
         self._event = b""
         self._number = 0
         self._readers: set[asyncio.Event] = set()
@@ -105,18 +108,19 @@ class Snapshots:
             self._wake_all()
             await asyncio.sleep(SNAPSHOT_SECONDS)
 
-    async def _read(self) -> dict[str, Any]:
-        served = self._served
-        names = list(served.worker.runtime.upstreams)
-        shown = names[:UPSTREAMS_SHOWN_MAX]
-        snapshot: dict[str, Any] = {
-            "now_ns": monotonic_ns(),
-            "truncated": len(names) > len(shown),
-            "head_bounds_ms": [bound_ns / MS for bound_ns in BOUNDS_NS],
-        }
-        for name in SHOWN:
-            snapshot[name] = await paced(RESOURCES[name].read(served, shown))
-        return snapshot
+
+async def read_snapshot(served: Served) -> dict[str, Any]:
+    """What a worker shows now."""
+    names = list(served.worker.runtime.upstreams)
+    shown = names[:UPSTREAMS_SHOWN_MAX]
+    snapshot: dict[str, Any] = {
+        "now_ns": monotonic_ns(),
+        "truncated": len(names) > len(shown),
+        "head_bounds_ms": HEAD_BOUNDS_MS,
+    }
+    for name in SHOWN:
+        snapshot[name] = await paced(RESOURCES[name].read(served, shown))
+    return snapshot
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -1,69 +1,43 @@
-"""The admin interface of a node with several workers: asks each of them, and answers as one.
-
-Each worker serves its own interface on a unix socket in a private folder. They are asked by threads
-(http.client), a few of them and rarely, so the supervisor's loop waits for none.
-"""
+"""The admin interface of a node with several workers: asks each of them, and answers as one."""
 
 from __future__ import annotations
 
-import asyncio
-import http.client
-import json
+import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
-from gateway.admin.app import guarded, json_answer
+from gateway.admin.api import PREFIX
+from gateway.admin.app import AdminServer, api_routes, guarded, json_answer
+from gateway.admin.asking import Question
+from gateway.admin.events import Snapshots
 from gateway.admin.merge import merged_document
-from gateway.admin.metrics import CONTENT_TYPE
+from gateway.admin.metrics import CONTENT_TYPE, text_of_counts
+from gateway.admin.page import page_routes
+from gateway.admin.problems import Problem
 from gateway.admin.sums import Reading, Sums
+from gateway.admin.together import Directed, Together
 from gateway.admin.views import live_document
 from gateway.clock import SECOND, monotonic_ns
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from gateway.conf.schema import Conf
+__all__ = ["Crew", "fleet_interface"]
 
-__all__ = ["Crew", "CrewMember", "make_fleet_app"]
-
-ASK_SECONDS = 5.0  # a worker's answer takes milliseconds; behind 100,000 rows a few tens
-ANSWER_BYTES_MAX = 64 << 20  # a page of everything; more is a fault of ours
+SUPERVISOR = -1  # its number among the workers whose counts are added
 
 
-class CrewMember(Protocol):
-    """What is shown of a worker."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def admin_path(self) -> str: ...
-    @property
-    def pid(self) -> int: ...
-    @property
-    def ready(self) -> bool: ...
-    @property
-    def restarts(self) -> int: ...
-    @property
-    def stalls(self) -> int: ...
-
-
-class Crew(Protocol):
+class Crew(Directed, Protocol):
     """What the interface reads of a `gateway.supervisor.Supervisor`."""
 
-    @property
-    def conf(self) -> Conf: ...
-    @property
-    def members(self) -> Sequence[CrewMember]: ...
     @property
     def ready(self) -> bool: ...
     @property
@@ -71,25 +45,23 @@ class Crew(Protocol):
     @property
     def started_ns(self) -> int: ...
     @property
-    def reloads(self) -> int: ...
-    @property
-    def reload_failures(self) -> int: ...
-    @property
-    def reload_success(self) -> bool: ...
-    @property
     def counts(self) -> dict[str, int]: ...
 
 
-class _Answer(NamedTuple):
-    member: CrewMember
-    pid: int  # of the process that was asked
-    status: int
-    body: bytes
+def fleet_interface(crew: Crew, sock: socket.socket) -> AdminServer:
+    """The interface of all workers on a bound socket, which it owns from now on."""
+    together = Together(crew, partial(_node_document, crew))
+    snapshots = Snapshots(together.snapshot)
+
+    def close() -> None:
+        snapshots.close()
+        together.close()
+
+    unix = sock.family == socket.AF_UNIX
+    return AdminServer(_make_app(crew, together, snapshots, unix=unix), sock, close)
 
 
-def make_fleet_app(crew: Crew, *, unix: bool = False) -> ASGIApp:
-    """The ASGI application that shows the workers as one node; `unix`: it is reached by a unix
-    socket only."""
+def _make_app(crew: Crew, together: Together, snapshots: Snapshots, *, unix: bool) -> ASGIApp:
     sums = Sums()
     registry = CollectorRegistry()
     registry.register(sums)
@@ -101,32 +73,24 @@ def make_fleet_app(crew: Crew, *, unix: bool = False) -> ASGIApp:
         return await json_answer(*_ready_document(crew))
 
     async def metrics(request: Request) -> Response:
-        answers = await _ask_all(crew, "/metrics")
-        readings = [Reading(a.member.number, a.pid, a.body.decode()) for a in answers]
+        answers = [one for one in await Question("GET", "/metrics").all(crew) if one.done]
+        readings = [Reading(one.member.number, one.pid, one.body.decode()) for one in answers]
+        readings.append(Reading(SUPERVISOR, os.getpid(), text_of_counts(crew.counts)))
         sums.read(readings, _own_metrics(crew, len(answers)))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE)
 
-    async def node(request: Request) -> Response:
-        answers = await _ask_all(crew, "/api/v1/node")
-        if not answers:
-            return await json_answer(503, {"error": "no worker answers"})
-        documents = {a.member.number: json.loads(a.body) for a in answers}
-        return await json_answer(200, _node_document(crew, documents))
-
-    routes = [
-        Route(path, endpoint, methods=["GET"])
-        for path, endpoint in (
-            ("/live", live),
-            ("/ready", ready),
-            ("/metrics", metrics),
-            ("/api/v1/node", node),
-        )
+    routes: list[BaseRoute] = [
+        *page_routes(),
+        Route("/live", live, methods=["GET"]),
+        Route("/ready", ready, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+        *api_routes(together.call, snapshots),
     ]
     return guarded(routes, crew, crew.counts, unix=unix)
 
 
 def _ready_document(crew: Crew) -> tuple[int, dict[str, Any]]:
-    if crew.draining:
+    if crew.draining or crew.drained:
         return 503, {"ready": False, "why": "draining"}
     count = sum(member.ready for member in crew.members)
     if not crew.ready:
@@ -135,8 +99,14 @@ def _ready_document(crew: Crew) -> tuple[int, dict[str, Any]]:
     return 200, {"ready": True, "why": "serving"}
 
 
-def _node_document(crew: Crew, documents: dict[int, dict[str, Any]]) -> dict[str, Any]:
+async def _node_document(crew: Crew) -> dict[str, Any]:
+    answers = await Question("GET", f"{PREFIX}/node").all(crew)
+    documents = {one.member.number: one.document() for one in answers if one.done}
+    if not documents:
+        raise Problem(503, "no worker answers")
     merged = merged_document(list(documents.values()))
+    for name, count in crew.counts.items():
+        merged["counts"][name] = merged["counts"].get(name, 0) + count
     node = merged["node"]
     node.update(
         name=crew.conf.node.name,
@@ -145,7 +115,7 @@ def _node_document(crew: Crew, documents: dict[int, dict[str, Any]]) -> dict[str
         reloads=crew.reloads,
         reload_failures=crew.reload_failures,
         reload_success=crew.reload_success,
-        draining=crew.draining,
+        draining=crew.draining or crew.drained,
         ready=_ready_document(crew)[1]["ready"],
     )
     merged["workers"] = [
@@ -207,41 +177,3 @@ def _own_metrics(crew: Crew, answering: int) -> Iterator[Metric]:
         counter = CounterMetricFamily(name, text)
         counter.add_metric((), value)
         yield counter
-
-
-async def _ask_all(crew: Crew, path: str) -> list[_Answer]:
-    """The answers of the workers that give one; who is starting or gone is left out."""
-    token = crew.conf.admin.token if crew.conf.admin is not None else None
-    headers = {"authorization": f"Bearer {token.reveal()}"} if token is not None else {}
-    answers = await asyncio.gather(
-        *(
-            asyncio.to_thread(partial(_ask, member, member.pid, path, headers))
-            for member in crew.members
-            if member.pid
-        )
-    )
-    return [answer for answer in answers if answer is not None and answer.status == 200]
-
-
-def _ask(member: CrewMember, pid: int, path: str, headers: dict[str, str]) -> _Answer | None:
-    connection = _UnixConnection(member.admin_path)
-    try:
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        body = response.read(ANSWER_BYTES_MAX)
-        return _Answer(member, pid, response.status, body)
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=ASK_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)

@@ -22,7 +22,7 @@ __all__ = [
     "WAIT_ITEM",
 ]
 
-_NODE = text("The node that tells.")
+_NODE = text("The node that tells; NAME/NUMBER is one of its several workers.")
 _NAME = text("Its name in the file.")
 _UPSTREAM = text("The upstream's name.")
 KEY: Shape = {
@@ -55,7 +55,7 @@ _POOL = {
 NODE_ITEM = record(
     {
         "node": _NODE,
-        "name": text("The same: the name in the file."),
+        "name": text("The name in the file."),
         "version": text("The version."),
         "build": text("Whether what runs per request is compiled."),
         "uptime_s": number("Since the process was made."),

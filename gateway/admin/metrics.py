@@ -398,6 +398,21 @@ def _mesh(document: dict[str, Any]) -> Iterator[Metric]:
     yield drops
 
 
+def text_of_counts(counts: dict[str, int]) -> str:
+    """Counts alone as an exposition: a supervisor's own."""
+    registry = CollectorRegistry()
+    registry.register(_Families(list(_counts(counts))))
+    return generate_latest(registry).decode()
+
+
+class _Families(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._families)
+
+
 def _counts(counts: dict[str, int]) -> Iterator[Metric]:
     """What the worker counts under a name of its own: one metric each, or a label of one."""
     plain = dict(counts)

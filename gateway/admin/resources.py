@@ -123,7 +123,7 @@ def _nodes(served: Served, names: Sequence[str]) -> Items:
     stats = mesh_stats(served, now_ns)
     return [
         {
-            "node": conf.node.name,
+            "node": served.name,
             **node_figures(served, now_ns),
             "config_hash": told,
             "cluster": conf.mesh.cluster if conf.mesh is not None else None,
@@ -138,7 +138,7 @@ def _nodes(served: Served, names: Sequence[str]) -> Items:
 def _members(served: Served, names: Sequence[str]) -> Items:
     yield
     stats = mesh_stats(served, monotonic_ns())
-    node = served.conf.node.name
+    node = served.name
     return [{"node": node, **member_figures(member)} for member in stats["members"]]
 
 
@@ -151,7 +151,7 @@ def _upstreams(served: Served, names: Sequence[str]) -> Items:
         now_ns = monotonic_ns()
         items.append(
             {
-                "node": conf.node.name,
+                "node": served.name,
                 "name": name,
                 "origin": str(filed.origin),
                 "addresses": [str(address) for address in filed.addresses],
@@ -186,7 +186,7 @@ def _limits(served: Served, names: Sequence[str]) -> Items:
             filed = overridden.get((name, figures["name"]))
             items.append(
                 {
-                    "node": conf.node.name,
+                    "node": served.name,
                     "upstream": name,
                     **figures,
                     "admitted_peers": peers.get(figures["name"], {}),
@@ -199,7 +199,7 @@ def _limits(served: Served, names: Sequence[str]) -> Items:
 
 
 def _breakers(served: Served, names: Sequence[str]) -> Items:
-    node = served.conf.node.name
+    node = served.name
     items = []
     for name, upstream in _named(served, names):
         breakers = upstream.breakers
@@ -219,7 +219,6 @@ def _breakers(served: Served, names: Sequence[str]) -> Items:
 
 
 def _waits(served: Served, names: Sequence[str]) -> Items:
-    conf = served.conf
     wanted = {*names, FORWARD}
     blockers = served.worker.waitroom.blockers()
     items = []
@@ -235,7 +234,7 @@ def _waits(served: Served, names: Sequence[str]) -> Items:
         at, limit, key = _place(served, name, blocker)
         items.append(
             {
-                "node": conf.node.name,
+                "node": served.name,
                 "upstream": name,
                 "at": at,
                 "limit": limit,
@@ -273,7 +272,7 @@ def _pools(served: Served, names: Sequence[str]) -> Items:
     for name, upstream in _named(served, names):
         items.append(
             {
-                "node": conf.node.name,
+                "node": served.name,
                 "upstream": name,
                 **pool_figures(upstream),
                 "max": conf.upstream[name].connections,
@@ -303,7 +302,7 @@ def _clients(served: Served, names: Sequence[str]) -> Items:
         known_by = (("token", client.token), ("certificate", client.certificate))
         items.append(
             {
-                "node": conf.node.name,
+                "node": served.name,
                 "name": client.name,
                 "weight": client.weight,
                 "priority": client.priority,
@@ -316,7 +315,7 @@ def _clients(served: Served, names: Sequence[str]) -> Items:
         yield
     items.append(
         {
-            "node": conf.node.name,
+            "node": served.name,
             "name": ANONYMOUS.name,
             "weight": ANONYMOUS.weight,
             "priority": ANONYMOUS.priority,
@@ -334,7 +333,7 @@ def _clients(served: Served, names: Sequence[str]) -> Items:
 
 def _recent(served: Served, names: Sequence[str]) -> Items:
     yield
-    node = served.conf.node.name
+    node = served.name
     return [{"node": node, **told} for told in served.recent]
 
 
@@ -342,7 +341,7 @@ def _conf(served: Served, names: Sequence[str]) -> Items:
     conf = served.conf
     shown = yield from shown_steps(conf)
     told = yield from _config_hash(conf)
-    return [{"node": conf.node.name, "hash": told, "conf": shown}]
+    return [{"node": served.name, "hash": told, "conf": shown}]
 
 
 RESOURCES: dict[str, Resource] = {

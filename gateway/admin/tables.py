@@ -193,7 +193,7 @@ def _item(served: Served, table: Table, row: Any, now_ns: int) -> dict[str, Any]
     else:  # slots held, or a window under way
         level = float(row.used) if now_ns < getattr(row, "end_ns", now_ns + 1) else 0.0
     return {
-        "node": served.conf.node.name,
+        "node": served.name,
         "key": table.key(row.key),
         "level": round(level, 3),
         "free": free,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gateway.admin.problems import Problem
-from gateway.admin.shapes import Shape, integer, record, text
+from gateway.admin.shapes import Shape, integer, listed, record, text
 from gateway.admin.tables import clear_row, clear_steps, table_of
 from gateway.breaker.states import BreakerState
 from gateway.clock import MS, monotonic_ns
@@ -23,8 +23,18 @@ if TYPE_CHECKING:
     from gateway.breaker.table import BreakerTable
     from gateway.proxy.graph import Upstream
 
-__all__ = ["DONE", "clear", "drain", "forget", "pause", "reload", "resume", "set_breaker"]
-__all__ += ["set_rate"]
+__all__ = [
+    "DONE",
+    "clear",
+    "cleared",
+    "drain",
+    "forget",
+    "pause",
+    "reload",
+    "resume",
+    "set_breaker",
+]
+__all__ += ["set_breaker", "set_rate"]
 
 DONE: Shape = record(
     {
@@ -34,8 +44,12 @@ DONE: Shape = record(
             "Whom it concerns: this node, or all nodes of the mesh.", enum=["node", "mesh"]
         ),
         "count": integer("How many rows, where rows were cleared."),
+        "workers": listed(
+            record({"node": text("A worker."), "said": text("What it did, or why not.")}),
+            "Of a node with several workers: what each said.",
+        ),
     },
-    optional=("count",),
+    optional=("count", "workers"),
 )
 
 Body = dict[str, Any]
@@ -93,14 +107,18 @@ def clear(served: Served, upstream: str, limit: str, body: Body) -> Steps[Body]:
             ) from None
         if not count:
             raise Problem(404, f"limit {upstream}/{limit} has no row of this key")
-    rows = "1 row" if count == 1 else f"{count} rows"
-    done = f"cleared {rows} of {upstream}/{limit}"
+    done = cleared(upstream, limit, count)
     if served.conf.mesh is not None:
         if table.conf.sync == "mesh":
             done += "; what other members hold comes back unless they are cleared too"
         elif table.conf.sync == "exact":
             done += ", those that this node keeps for all; ask the other members too"
     return {**_done(served, done), "count": count}
+
+
+def cleared(upstream: str, limit: str, count: int) -> str:
+    """Says that so many rows were forgiven."""
+    return f"cleared {count} {'row' if count == 1 else 'rows'} of {upstream}/{limit}"
 
 
 def set_breaker(served: Served, upstream: str, body: Body) -> Body:
@@ -177,7 +195,7 @@ def forget(served: Served, member: str, body: Body) -> Body:
 def _done(served: Served, done: str, reach: str = "node") -> Body:
     if served.conf.mesh is None:
         reach = "node"
-    return {"node": served.conf.node.name, "done": done, "reach": reach}
+    return {"node": served.name, "done": done, "reach": reach}
 
 
 def _running(served: Served) -> None:

@@ -89,7 +89,7 @@ def _credential(value: str | None) -> str:
 _UPSTREAM = Column("upstream", "upstream")
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "nodes": (
-        Column("node", "name"),
+        Column("node", "node"),
         Column("version", "version"),
         Column("up", "uptime_s", _seconds, True),
         Column("ready", "ready"),
@@ -203,8 +203,16 @@ def _cell(column: Column, item: dict[str, Any]) -> str:
     return shown(column.write(value) if column.write is not None else value)
 
 
+def _with_node(columns: Sequence[Column], items: Sequence[dict[str, Any]]) -> Sequence[Column]:
+    """Where several nodes, or workers of one, tell, it is said who."""
+    if len({item.get("node") for item in items}) < 2 or any(one.key == "node" for one in columns):
+        return columns
+    return (Column("node", "node"), *columns)
+
+
 def plain_table(columns: Sequence[Column], items: Sequence[dict[str, Any]]) -> str:
     """Aligned columns under a head that begins with #, for a pipe or a log."""
+    columns = _with_node(columns, items)
     lines = [["# " + columns[0].head, *(column.head for column in columns[1:])]]
     lines += [[_cell(column, item) for column in columns] for item in items]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
@@ -224,6 +232,7 @@ def rich_table(columns: Sequence[Column], items: Sequence[dict[str, Any]], title
     from rich.table import Table
     from rich.text import Text
 
+    columns = _with_node(columns, items)
     table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for column in columns:
         table.add_column(column.head, justify="right" if column.right else "left", overflow="fold")

@@ -99,7 +99,7 @@ def _head(snapshot: dict[str, Any]) -> Iterator[str]:
         state = "ready" if node["ready"] else "draining" if node["draining"] else "not ready"
         members = f"{node['members_live']}/{node['members_known']} members"
         yield shown(
-            f"egressd {node['version']}  {node['name']}  {state}  "
+            f"egressd {node['version']}  {node['node']}  {state}  "
             f"up {ms_text(node['uptime_s'] * 1000)}  {members}  "
             f"{node['connections']} connections  {node['waiting']} waiting"
         )
@@ -114,6 +114,7 @@ def _limit(one: dict[str, Any], before: Sums | None, snapshot: dict[str, Any]) -
         own = _per_s(one["admitted_own"] - earlier[0], before, snapshot)
         mesh = _per_s(one["admitted_mesh"] - earlier[1], before, snapshot)
     return {
+        "node": one["node"],
         "limit": f"{one['upstream']}/{one['name']}",
         "rate": one["rate"] or f"{one['quota']} at a time",
         "in_force": one["rate_in_force"],

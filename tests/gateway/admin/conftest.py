@@ -87,6 +87,7 @@ def make_served(tmp_path: Path) -> Callable[..., Any]:
             ring_dropped=0,
         )
         return SimpleNamespace(
+            name=conf.node.name,
             conf=conf,
             worker=worker,
             mesh=mesh if mesh is not None else NoMesh(b"k" * 32),

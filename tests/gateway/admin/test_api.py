@@ -8,6 +8,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fakes.origin import Origin
 
 from gateway.admin.api import OPERATIONS
 from gateway.admin.app import make_app
-from gateway.admin.events import Snapshots
+from gateway.admin.events import Snapshots, read_snapshot
 from gateway.admin.openapi import openapi_document
 from gateway.admin.resources import RESOURCES, latency
 from gateway.ctl.client import Admin, NotAnswered, Refused
@@ -401,7 +402,7 @@ def test_a_verb_is_json_and_small_and_strict(make: Make) -> None:
 
 def test_the_document_names_every_route_and_no_other(make_served: Callable[..., Any]) -> None:
     served = make_served()
-    app: Any = make_app(served, Snapshots(served))
+    app: Any = make_app(served, Snapshots(partial(read_snapshot, served)))
     routes = {
         (method.lower(), route.path)
         for route in app._app.routes

@@ -20,7 +20,7 @@ from peers.simnet import Simulation
 
 MakeServed = Callable[..., Any]
 SERVED: Any = SimpleNamespace(
-    conf=SimpleNamespace(node=SimpleNamespace(name="gw-7")),
+    name="gw-7",
     worker=SimpleNamespace(waitroom=SimpleNamespace(poke=lambda row: None)),
 )
 
