@@ -129,6 +129,7 @@ def test_what_each_worker_shows_is_joined(node: MakeNode, origin: Origin) -> Non
         ("nothing", 404),
     ):
         assert ask(process, "GET", path)[0] == status, path
+    assert process.ask("/")[0] == 200  # the dashboard, which reads what is above
     assert ask(process, "GET", "openapi.json")[1]["openapi"] == "3.1.0"
     assert process.document()["counts"]["admin_refused_400"] == 3
 
