@@ -307,15 +307,22 @@ class Server:
             else:
                 reload.cancel()
 
-    async def _give_notice(self) -> None:
-        """`/ready` says no and answers close their connections, but whoever comes is served: for
-        `node.grace`, so that a virtual address has moved before anybody is refused."""
-        worker = self.worker
-        worker.draining = True
-        deadline_ns = monotonic_ns() + self.conf.node.grace
-        if self._refused or not self.conf.node.grace:
-            return
+    def withdraw(self) -> None:
+        """`/ready` says no and answers close their connections; whoever comes is still served."""
+        self.worker.draining = True
         self.log.info("withdrawing", connections=self.listeners.connection_count)
+
+    async def _give_notice(self) -> None:
+        """Withdraws for `node.grace`, so that a virtual address moves before anybody is refused.
+
+        For the workers of a node their supervisor does so. A node that the mesh has refused must
+        not serve.
+        """
+        grace_ns = self.conf.node.grace
+        if not grace_ns or self.place is not None or self._refused:
+            return
+        deadline_ns = monotonic_ns() + grace_ns
+        self.withdraw()
         # Two conditions, of which one is time: looked at, not waited for.
         while monotonic_ns() < deadline_ns and self._stops < 2:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_LOOK_SECONDS)

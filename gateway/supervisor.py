@@ -49,6 +49,7 @@ START_SECONDS = 30.0  # half a second on an idle machine; one that swaps is slow
 ANSWER_SECONDS = 30.0  # to prepare 10,000 routes takes a worker under one
 MARGIN_SECONDS = 5.0  # what a worker may need to close after its exchanges have ended
 TICK_SECONDS = 1.0
+LOOK_SECONDS = 0.02
 RELEASED_NS = 1 * SECOND  # RETIRE_SECONDS, and what a busy worker adds to it
 # Ten signs of life missed; the worst pause of a loop measured is 50 ms.
 STALLED_NS = 10 * SECOND
@@ -160,6 +161,8 @@ class Supervisor:
             if self._reload_wanted:
                 self._wanted.set()
             await self._serve()
+            self.notifier.stopping("draining")
+            await self._give_notice()
             await self._drain(keeping[:-1])
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
@@ -357,7 +360,7 @@ class Supervisor:
             while not (member.ready and member.restarts > restarts):
                 if self.draining or monotonic_ns() > deadline_ns:
                     break
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(LOOK_SECONDS)
         self.log.info("workers replaced", ready=sum(member.ready for member in self.members))
 
     async def _tick(self) -> None:
@@ -376,8 +379,18 @@ class Supervisor:
                     member.kill()
             await asyncio.sleep(TICK_SECONDS)
 
+    async def _give_notice(self) -> None:
+        """`/ready` says no already; for `node.grace` the workers still serve whoever comes."""
+        if not self.conf.node.grace:
+            return
+        deadline_ns = monotonic_ns() + self.conf.node.grace
+        self.log.info("withdrawing", workers=sum(member.ready for member in self.members))
+        self._tell_all("withdraw")
+        # Two conditions, of which one is time: looked at, not waited for.
+        while monotonic_ns() < deadline_ns and self._stops < 2:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_SECONDS)
+
     async def _drain(self, keeping: Sequence[asyncio.Future[None]]) -> None:
-        self.notifier.stopping("draining")
         self.log.info("draining", workers=sum(member.ready for member in self.members))
         # Closed here first: an address of our own then refuses, instead of queueing for nobody.
         self._sockets.keep_only(())

@@ -132,6 +132,8 @@ class _WorkerProcess:
         server = self._server
         if what == "stop" and server is not None:  # at once, whatever else is being done
             server.stop(at_once=facts["at_once"])
+        elif what == "withdraw" and server is not None:
+            server.withdraw()
         elif what == "reopen" and server is not None:
             server.reopen_logs()
         else:
