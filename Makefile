@@ -5,7 +5,7 @@ COMPILED := .venv-compiled
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: env compiled demo test test-slow browser screenshot lint lock clean
+.PHONY: env compiled demo test test-slow browser vip-tools screenshot lint lock clean
 .PHONY: bench bench-gossip bench-memory bench-mesh bench-ops
 
 env: $(STAMP)
@@ -37,7 +37,7 @@ lint: env
 test: lint
 	$(BIN)/pytest -m "not slow"
 
-test-slow: env browser
+test-slow: env browser vip-tools
 	$(BIN)/pytest -m slow
 
 # The dashboard's tests need Chromium. As root it is installed from Debian; else they are skipped,
@@ -47,6 +47,10 @@ browser:
 	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && \
 		apt-get install -y --no-install-recommends chromium chromium-driver fonts-dejavu-core; \
 	else echo "chromium or chromium-driver is missing: run \`make browser\` as root"; fi
+
+# The virtual addresses' tests need keepalived and root: likewise.
+vip-tools: env
+	PYTHONPATH=tests $(BIN)/python -m bench.packages keepalived nft ip curl
 
 # README's pictures of the dashboard, from a demo that runs a minute for it.
 screenshot: env browser

@@ -1,6 +1,7 @@
 """Where the contenders come from: Debian's packages, and virtual environments for PyPI's.
 
 Nothing of this is needed by the project itself. What cannot be installed is skipped, with a reason.
+`python -m bench.packages PROGRAM ...` installs programs, for tests that need them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 __all__ = ["install", "virtual_environment", "which"]
 
+PACKAGE_OF = {"nft": "nftables", "ip": "iproute2"}  # where it has another name than the program
 POLICY = Path("/usr/sbin/policy-rc.d")
 SBIN = "/usr/sbin:/usr/local/sbin:/sbin"  # not on everybody's PATH
 
@@ -25,8 +27,8 @@ def which(program: str) -> str | None:
 
 
 def install(programs: Iterable[str]) -> str:
-    """Installs the Debian packages of these names where they are missing; says why it could not."""
-    missing = [program for program in programs if which(program) is None]
+    """Installs the Debian packages of programs that are missing; says why it could not."""
+    missing = [PACKAGE_OF.get(name, name) for name in programs if which(name) is None]
     if not missing:
         return ""
     if shutil.which("apt-get") is None or os.geteuid() != 0:
@@ -73,3 +75,7 @@ def virtual_environment(folder: Path, requirements: Sequence[str]) -> str:
             return f"{' '.join(argv)}: {done.stderr.strip()[-300:]}"
     stamp.write_text(wanted)
     return ""
+
+
+if __name__ == "__main__":
+    print(install(sys.argv[1:]) or "all are installed")

@@ -11,7 +11,7 @@ import bisect
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -50,8 +50,10 @@ def peak(stamps: Sequence[int], window_ns: int = SECOND) -> int:
 class Load:
     """`rate` requests a second, spread over `addresses` by `shares`. Use as a context manager.
 
+    `enter` is called first in the load's thread, and may take it to a network namespace.
+
     Leaving it stops the sending and waits for the answers under way. `failures` are the requests
-    that got no whole answer.
+    that got no whole answer, `unreached` has a request once for each node that it could not reach.
     """
 
     def __init__(
@@ -60,6 +62,9 @@ class Load:
         rate: float,
         shares: Sequence[float] = (),
         fields: str = "",
+        *,
+        answer_s: float = ANSWER_SECONDS,
+        enter: Callable[[], None] | None = None,
     ) -> None:
         self.sent: list[Sent] = []
         self._addresses = list(addresses)
@@ -68,6 +73,9 @@ class Load:
         self._idle: list[list[trio.SocketStream]] = [[] for _ in self._addresses]
         self._request = f"GET /load HTTP/1.1\r\nHost: api.test\r\n{fields}\r\n".encode()
         self.retries = 0
+        self.unreached: list[Sent] = []
+        self._answer_s = answer_s
+        self._enter = enter
         self._stop = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -78,7 +86,7 @@ class Load:
 
     def __exit__(self, exc_type: object, *exc: object) -> None:
         self._stop = True
-        self._thread.join(ANSWER_SECONDS + 3)
+        self._thread.join(self._answer_s + 3)
         assert not self._thread.is_alive()
         if exc_type is None and self._error is not None:
             raise self._error
@@ -106,6 +114,8 @@ class Load:
 
     def _run(self) -> None:
         try:
+            if self._enter is not None:
+                self._enter()
             trio.run(self._main)
         except BaseException as error:
             self._error = error
@@ -133,7 +143,7 @@ class Load:
 
     async def _one(self, sent: Sent) -> None:
         try:
-            with trio.fail_after(ANSWER_SECONDS):
+            with trio.fail_after(self._answer_s):
                 stream, fresh = await self._connection(sent)
                 try:
                     await self._use(stream, sent)
@@ -171,7 +181,7 @@ class Load:
             try:
                 return await trio.open_tcp_stream(*self._addresses[sent.node]), True
             except OSError:
-                continue
+                self.unreached.append(sent)
         raise OSError("no node can be reached")
 
     def _take_idle(self, node: int) -> trio.SocketStream | None:

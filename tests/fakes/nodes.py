@@ -75,7 +75,11 @@ def free_ports(nodes: int) -> list[Ports]:
 
 
 class NodeProcess:
-    """One node. Its conf file can be written anew; its log goes to a file."""
+    """One node. Its conf file can be written anew; its log goes to a file.
+
+    In a network namespace: `host` is its address there, `prefix` the words that run a command in
+    it, and `admin_path` the admin interface's unix socket, which is reached from everywhere.
+    """
 
     def __init__(
         self,
@@ -86,6 +90,10 @@ class NodeProcess:
         settings: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         sockets: Sequence[tuple[str, socket.socket]] = (),
+        *,
+        host: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+        admin_path: Path | None = None,
     ) -> None:
         """`sockets` are passed on by name as systemd does."""
         self.name = name
@@ -99,16 +107,19 @@ class NodeProcess:
         self._settings = tuple(settings)
         self._environ = dict(environ or {})
         self._sockets = tuple(sockets)
+        self._host = host
+        self._prefix = tuple(prefix)
+        self._admin_path = admin_path
         self._process: subprocess.Popen[bytes] | None = None
         self.path.write_text(conf)
 
     @property
     def address(self) -> tuple[str, int]:
-        return ("127.0.0.1", self.ports.listen)
+        return (self._host, self.ports.listen)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.ports.listen}"
+        return f"http://{self._host}:{self.ports.listen}"
 
     @property
     def pid(self) -> int:
@@ -117,7 +128,7 @@ class NodeProcess:
 
     def start(self) -> None:
         """Starts the process and returns at once; see `wait_ready`."""
-        command = [*COMMAND, "run", "-c", str(self.path)]
+        command = [*self._prefix, *COMMAND, "run", "-c", str(self.path)]
         for setting in self._settings:
             command += ["--set", setting]
         fds = [sock.fileno() for _, sock in self._sockets]
@@ -152,8 +163,12 @@ class NodeProcess:
 
     def ask(self, path: str, timeout_s: float = 3.0) -> tuple[int, bytes]:
         """(status, body) of a GET on the admin interface. Raises OSError."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.ports.admin, timeout=timeout_s)
+        connection = http.client.HTTPConnection(self._host, self.ports.admin, timeout=timeout_s)
         try:
+            if self._admin_path is not None:
+                connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                connection.sock.settimeout(timeout_s)
+                connection.sock.connect(str(self._admin_path))
             connection.request("GET", path)
             response = connection.getresponse()
             return response.status, response.read()

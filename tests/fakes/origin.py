@@ -89,6 +89,8 @@ class Origin:
     The script returns False (or raises) to close the connection. `requests` holds all that came,
     in order. Faults of a script are raised when the origin is closed. With `close_notify` a script
     that closes its TLS stream says so first; by default, as most HTTPS servers, it does not.
+    `enter` is called first in its thread, and may take it to a network namespace where `host` is
+    an address.
     """
 
     def __init__(
@@ -97,6 +99,8 @@ class Origin:
         ssl_context: object = None,
         *,
         close_notify: bool = False,
+        host: str = "127.0.0.1",
+        enter: Callable[[], None] | None = None,
     ) -> None:
         self.script: Script = script or answer()
         self.requests: list[Received] = []
@@ -105,6 +109,8 @@ class Origin:
         self.open_now = 0
         self._ssl = ssl_context
         self._close_notify = close_notify
+        self._host = host
+        self._enter = enter
         self._started = threading.Event()
         self._cancel: trio.CancelScope | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -125,20 +131,23 @@ class Origin:
 
     @property
     def url(self) -> str:
-        return f"{'https' if self._ssl else 'http'}://localhost:{self.port}"
+        host = "localhost" if self._host == "127.0.0.1" else self._host
+        return f"{'https' if self._ssl else 'http'}://{host}:{self.port}"
 
     def next_request(self, timeout: float = 10.0) -> Received:
         """Waits for the next request that came. Raises queue.Empty."""
         return self.arrivals.get(timeout=timeout)
 
     def _run(self) -> None:
+        if self._enter is not None:
+            self._enter()
         trio.run(self._main)
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         with trio.CancelScope() as self._cancel:
             async with trio.open_nursery() as nursery:
-                listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+                listeners = await trio.open_tcp_listeners(0, host=self._host)
                 self.port = listeners[0].socket.getsockname()[1]
                 self._started.set()
                 await trio.serve_listeners(self._serve, listeners, handler_nursery=nursery)
