@@ -186,6 +186,17 @@ def test_workers_are_one_node(browser: Browser, snapshot: Snapshot) -> None:
         looks_right(browser)
 
 
+def test_a_node_without_a_worker_says_so(browser: Browser, snapshot: Snapshot) -> None:
+    with page(browser, snapshot):
+        lists = ("nodes", "upstreams", "limits", "breakers")
+        browser.run("feed(arguments[0])", later({**snapshot, **{one: [] for one in lists}}, 1))
+        browser.until_text("#stale", "No worker of the node answers.")
+        assert browser.text("#node") == "solo"  # what was known stays to be seen
+        browser.run("feed(arguments[0])", later(snapshot, 2))
+        browser.until_text("#link", "live")
+        assert browser.text("#stale") == ""
+
+
 def test_counters_that_start_again_are_no_rate(browser: Browser, snapshot: Snapshot) -> None:
     first = later(snapshot, 0, admitted_own=1000, admitted_mesh=1000)
     account = '[data-limit="api account"]'

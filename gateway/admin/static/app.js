@@ -146,14 +146,14 @@ function announce(snapshot) {
 function tellLink() {
   const now = performance.now();
   const age = now - latestAt;
-  const stale = latest !== null && (link.kind === "lost" || age > STALE_MS);
+  const cut = link.kind === "lost" || link.kind === "mute";
+  const stale = latest !== null && (cut || age > STALE_MS);
   if (link.kind === "live" && !stale) pill(byId("link"), "live", "good");
-  else if (link.kind === "lost" || stale) pill(byId("link"), "not live", "bad");
+  else if (cut || stale) pill(byId("link"), "not live", "bad");
   else pill(byId("link"), link.kind === "token" ? "token needed" : "connecting", "warn");
-  const cut = link.kind === "lost";
   show(byId("stale"), stale || cut);
   if (stale || cut) put(byId("stale-text"), staleText(now, age));
-  show(byId("retry"), cut);
+  show(byId("retry"), link.kind === "lost");
   document.body.classList.toggle("old", stale);
   if (stale !== told.stale) {
     say(stale ? "The figures are old: no news from the node." : "The figures are live again.");
@@ -164,6 +164,7 @@ function tellLink() {
 function staleText(now, age) {
   const words = [];
   if (link.kind === "lost") words.push(`No connection: ${link.why}.`);
+  if (link.kind === "mute") words.push("No worker of the node answers.");
   if (latest !== null) words.push(`What is shown is ${ms(Math.max(1000, age))} old.`);
   if (link.kind === "lost") {
     words.push(`Next try in ${Math.max(0, Math.ceil((link.againAt - now) / 1000))} s.`);

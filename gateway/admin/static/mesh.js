@@ -24,8 +24,8 @@ export function showMesh(snapshot) {
   show(byId("mesh-card"), members.length > 0);
   show(byId("no-mesh"), members.length === 0);
   const node = snapshot.nodes[0];
-  const note = `${node.cluster ?? "none"}, as ${node.node} sees it`;
-  put(byId("mesh-note"), members.length > 0 ? note : "");
+  const seen = [node.cluster, `as ${node.node} sees it`].filter(Boolean).join(", ");
+  put(byId("mesh-note"), members.length > 0 ? seen : "");
   keyed(byId("members"), members, (one) => one.name, makeMember, (line, one) => {
     const { state, rtt, heard, loss, received, address } = line.parts;
     pill(state, one.state, STATES[one.state] ?? "calm");

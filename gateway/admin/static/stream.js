@@ -38,14 +38,14 @@ export async function problemOf(answer) {
 
 /** Whether it has what the page reads: a proxy in between, or another version, may differ. */
 function isSnapshot(value) {
-  return Number.isFinite(value?.now_ns) && LISTS.every((name) => Array.isArray(value[name]))
-    && value.nodes.length > 0;
+  return Number.isFinite(value?.now_ns) && LISTS.every((name) => Array.isArray(value[name]));
 }
 
 /** Calls `onSnapshot(snapshot)` for each one and `onState(state)` when the connection changes.
  *
- * A state is {kind: "connecting" | "live" | "lost" | "token", why, againAt}; `againAt` is on the
- * clock of performance.now(). At "token" nothing is tried until `now()` is called.
+ * A state is {kind: "connecting" | "live" | "mute" | "lost" | "token", why, againAt}; `againAt` is
+ * on the clock of performance.now(). At "mute" no worker of the node answers, at "token" nothing is
+ * tried until `now()` is called.
  */
 export class Stream {
   constructor(onSnapshot, onState) {
@@ -124,6 +124,10 @@ export class Stream {
     const data = lines.filter((line) => line.startsWith("data:")).map((line) => line.slice(5));
     const snapshot = JSON.parse(data.join("\n"));
     if (!isSnapshot(snapshot)) throw new SyntaxError("no snapshot");
+    if (snapshot.nodes.length === 0) {
+      this.tell({ kind: "mute" });
+      return;
+    }
     this.attempt = 0;
     this.tell({ kind: "live" });
     try {
