@@ -11,6 +11,7 @@ from gateway.conf.load import load
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PICTURE_BYTES_MAX = 300 * 1024  # each is in every clone, in each of its versions
 
 
 def test_the_readmes_configuration_is_the_file_that_is_shipped() -> None:
@@ -34,6 +35,16 @@ def test_paths_that_documents_name_exist() -> None:
         text = (ROOT / document).read_text()
         for path in re.findall(r"\]\(([^)#]+)\)", text):
             assert (ROOT / path).exists(), f"{document}: {path}"
+
+
+def test_pictures_that_the_readme_shows_exist_and_are_small() -> None:
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', README)
+    pictures += re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert len(pictures) >= 4
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size <= PICTURE_BYTES_MAX, picture
+    shown = re.findall(r"<img [^>]*>", README)
+    assert all('alt="' in image for image in shown)
 
 
 def test_make_targets_that_documents_name_exist() -> None:
