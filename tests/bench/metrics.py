@@ -5,7 +5,7 @@
 
 - *count*: all that a request which goes well adds to the counts of its upstream, as the data path
   does it, without the call around it. One that waits, is refused or is retried adds one or two
-  look-ups in a dict. The best of several rounds, less the loop itself; the target is 1 us.
+  look-ups in a dict. CPU time, the best of several rounds, less the loop; the target is 1 us.
 - *line*: one line of the access log from its record, as JSON and as text.
 - *scrape*: the exposition of that many upstreams, per upstream (some 150 series each).
 """
@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 import timeit
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from gateway.proxy.graph import AccessRecord
 
 __all__ = ["count_ns", "line_ns", "scrape_ns"]
 
+_CPU = time.process_time  # a busy machine makes time pass that this process did not use
 TARGET_NS = 1000
 UPSTREAMS = 100
 HEAD_NS, TOTAL_NS = 23_000_000, 24_000_000  # what a usual API takes
@@ -57,7 +59,9 @@ def count_ns(times: int, rounds: int) -> float:
     counts = UpstreamCounts()
 
     def best(work: Callable[[UpstreamCounts, range], None]) -> float:
-        return min(timeit.repeat(lambda: work(counts, range(times)), number=1, repeat=rounds))
+        return min(
+            timeit.repeat(lambda: work(counts, range(times)), number=1, repeat=rounds, timer=_CPU)
+        )
 
     return (best(_count) - best(_nothing)) / times * 1e9
 
@@ -89,7 +93,9 @@ def line_ns(form: Callable[[AccessRecord, str], str], times: int, rounds: int) -
         termination=Termination(Source.NONE, Phase.NONE),
         error=None,
     )
-    line = timeit.repeat(lambda: form(record, "0123456789ab"), number=times, repeat=rounds)
+    line = timeit.repeat(
+        lambda: form(record, "0123456789ab"), number=times, repeat=rounds, timer=_CPU
+    )
     return min(line) / times * 1e9
 
 
@@ -112,7 +118,9 @@ def scrape_ns(upstreams: int) -> float:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Counts())
     return (
-        min(timeit.repeat(lambda: generate_latest(registry), number=1, repeat=3)) / upstreams * 1e9
+        min(timeit.repeat(lambda: generate_latest(registry), number=1, repeat=3, timer=_CPU))
+        / upstreams
+        * 1e9
     )
 
 

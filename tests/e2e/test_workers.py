@@ -138,6 +138,7 @@ def test_a_reload_is_all_workers_or_none(
     document = process.document()
     assert (document["node"]["reloads"], document["node"]["generation"]) == (4, 5)
     assert document["node"]["reload_success"] is False
+    assert document["node"]["reload_failures"] == 2
     assert document["upstreams"]["api"]["limits"][0]["rate_in_force"] == 10_005
     assert document["upstreams"]["api"]["requests"] == len(load.sent) + 1
     faults = [line["fault"] for line in process.log("reload refused")]

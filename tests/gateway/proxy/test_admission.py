@@ -280,6 +280,7 @@ def test_a_faulty_file_changes_nothing(make) -> None:
         assert not gateway.reload(gateway.path.read_text() + "[upstream.api2]\nrate = 5\n")
         assert gateway.call(lambda: gateway.server.worker.runtime) is runtime
         assert not gateway.call(lambda: gateway.server.reload_success)
+        assert gateway.call(lambda: gateway.server.reload_failures) == 1
         assert client.get().status == 429
 
 
