@@ -145,13 +145,19 @@ class MeshDriver:
         now_ns = self._clock()
         if now_ns >= node.next_wake_ns():
             node.tick(now_ns)
-        self._send(node.datagrams_to_send(now_ns))
-        self._ask_snapshot()
-        self._arm(node.next_wake_ns())
-        # Last, so that an exception of the owner's stops neither the timer nor the datagrams.
-        events = node.events_received()
-        if events:
-            self._on_events(events)
+        try:
+            # First, so that a pause is obeyed before it is passed on, and so that what the owner
+            # does upon news leaves in this turn.
+            events = node.events_received()
+            if events:
+                self._flushing = True
+                self._on_events(events)
+        finally:  # an exception of the owner's stops neither the timer nor the datagrams
+            self._flushing = False
+            if self._transport is not None:
+                self._send(node.datagrams_to_send(self._clock()))
+                self._ask_snapshot()
+                self._arm(node.next_wake_ns())
 
     def _arm(self, wake_ns: int) -> None:
         assert self._loop is not None

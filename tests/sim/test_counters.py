@@ -94,7 +94,7 @@ def test_a_simultaneous_cold_start(seed: int, watched: Watch) -> None:
     assert len(stamps) >= 0.8 * burst, f"seed {seed}"
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_small_buckets_are_tight_and_still_used(seed: int, bound: Any, watched: Watch) -> None:
     bench = meshed(watched(Simulation(8, seed)))
     clients, stamps = loaded(bench, 100, 10, 2.0, wait_ms=1000)

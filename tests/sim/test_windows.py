@@ -15,7 +15,7 @@ from peers.simnet import Network, Simulation
 Watch = Callable[[Simulation], Simulation]
 QUOTA = 200
 PERIOD_NS = 4 * SECOND
-SEEDS = range(20)
+SEEDS = range(12)  # all sizes and losses; 400 more under slow
 
 
 class WindowClient(Client):
@@ -85,7 +85,8 @@ def test_the_quota_is_used_and_kept(seed: int, watched: Watch) -> None:
     assert limit is not None
     allowed = QUOTA + limit.excess_bound() + 0.02 * QUOTA  # the last where a fifth is lost
     assert max(uses(stamps)) <= allowed, f"seed {seed}: {uses(stamps)}"
-    assert sum(uses(stamps)[:3]) >= 0.98 * 3 * QUOTA, f"seed {seed}: {uses(stamps)}"
+    least = 0.98 if network.loss < 0.2 else 0.97
+    assert sum(uses(stamps)[:3]) >= least * 3 * QUOTA, f"seed {seed}: {uses(stamps)}"
     fair = len(stamps) / nodes
     for client in clients:
         assert 0.7 * fair <= client.admitted <= 1.4 * fair, f"seed {seed}"

@@ -31,6 +31,8 @@ HUNDRED, THOUSAND = GROUPS
 # A cold start costs some 20 tokens, 2 % of 11 s at 100/s: a steady load must be longer to be one.
 STEADY_SECONDS = 16.0
 PARTITION_SECONDS = 20.0
+# Asking all nodes whether they are paused costs each a request: not while they are about to be.
+SETTLED_SECONDS = 0.1
 PAUSES = 5  # of one round; a pause lasts one second, and its trial and closing some more
 
 
@@ -205,6 +207,7 @@ def _pause(contender: Contender, origin: Recorder, cell: str) -> Event:
         refused_ns = origin.ask("refused", cell)
         assert isinstance(refused_ns, int)
         paused.append(refused_ns)
+        time.sleep(SETTLED_SECONDS)
         until(
             lambda said=refused_ns: all(b["opened_ns"] > said for b in breakers()),
             5.0, "all nodes are paused",
