@@ -45,7 +45,9 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.LATE:
-            from gateway.ctl import commands
+            from gateway.ctl import commands, spool
+
+            commands.ctl.add_command(spool.spool)
 
             return commands.ctl if cmd_name == "ctl" else commands.top
         return super().get_command(ctx, cmd_name)

@@ -46,6 +46,7 @@ from gateway.proxy.waitroom import WaitRoom
 from gateway.recent import Recent
 from gateway.runtime import Assembly, Plan
 from gateway.sockets import OwnSockets, Sockets
+from gateway.spool.desk import Desk
 from gateway.spool.worker import Spool
 from gateway.systemd import Notifier
 from peers.core.node import Node
@@ -360,6 +361,11 @@ class Server:
     def task_count(self) -> int:
         """Tasks of the loop: a few of the server's own, none per request."""
         return len(asyncio.all_tasks(self.worker.loop))
+
+    @property
+    def spool(self) -> Desk | None:
+        """What an operator asks of the spool; None: no upstream has had one."""
+        return self.durable.spool.desk if self.durable.spool is not None else None
 
     @property
     def recent(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from gateway.admin import verbs
+from gateway.admin import spooled, verbs
 from gateway.admin.items import KEY, ROW_ITEM
 from gateway.admin.pace import LEVELS, paced
 from gateway.admin.problems import Problem
@@ -130,6 +130,26 @@ async def _drain(served: Served, ask: Ask) -> Body:
 
 async def _reload(served: Served, ask: Ask) -> Body:
     return await verbs.reload(served, ask.body)
+
+
+async def _spool_page(served: Served, ask: Ask) -> Body:
+    return await spooled.listed(served, ask.query)
+
+
+async def _spool_record(served: Served, ask: Ask) -> Body:
+    return await spooled.shown(served, ask.path["record"])
+
+
+async def _spool_requeue(served: Served, ask: Ask) -> Body:
+    return await spooled.requeue(served, ask.path["record"])
+
+
+async def _spool_drop(served: Served, ask: Ask) -> Body:
+    return await spooled.drop(served, ask.path["record"])
+
+
+async def _spool_hold(served: Served, ask: Ask) -> Body:
+    return await spooled.hold(served, ask.path["upstream"], held=ask.body["held"])
 
 
 async def _forget(served: Served, ask: Ask) -> Body:
@@ -260,6 +280,60 @@ OPERATIONS: tuple[Operation, ...] = (
         _reload,
         verbs.DONE,
         takes=record({}),
+    ),
+    Operation(
+        "list_spool",
+        "GET",
+        "/spool",
+        "Durably accepted requests, a page in the order of acceptance.",
+        _spool_page,
+        record(
+            {
+                "records": listed(spooled.RECORD_ITEM),
+                "next": maybe(integer("`after` of the next page; null: this is the last.")),
+            }
+        ),
+        {
+            "upstream": text("Only this upstream's.", pattern=NAME_PATTERN),
+            "state": text("Only these.", enum=list(spooled.STATES)),
+            "after": integer("`next` of the page before.", minimum=0, maximum=999_999_999),
+            "count": integer("Records a page.", minimum=1, maximum=ROWS_A_PAGE_MAX, default=100),
+        },
+    ),
+    Operation(
+        "show_spool_record",
+        "GET",
+        "/spool/records/{record}",
+        "One durably accepted request, without its body and fields.",
+        _spool_record,
+        spooled.RECORD_ITEM,
+    ),
+    Operation(
+        "requeue_spool_record",
+        "POST",
+        "/spool/records/{record}/requeue",
+        "Sends a dead letter again, with all its attempts and a new time.",
+        _spool_requeue,
+        verbs.DONE,
+        takes=record({}),
+    ),
+    Operation(
+        "drop_spool_record",
+        "POST",
+        "/spool/records/{record}/drop",
+        "Takes a record out, unless it is being sent.",
+        _spool_drop,
+        verbs.DONE,
+        takes=record({}),
+    ),
+    Operation(
+        "hold_spool",
+        "PUT",
+        "/spool/upstreams/{upstream}",
+        "Holds back what is stored for an upstream, over restarts, or lets it go on.",
+        _spool_hold,
+        verbs.DONE,
+        takes=record({"held": truth()}),
     ),
     Operation(
         "forget_member",

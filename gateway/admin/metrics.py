@@ -16,6 +16,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.admin.process import process_metrics
+
+
+from gateway.admin.spooled import spool_metrics
 from gateway.admin.tallies import tally_metrics
 from gateway.admin.views import node_document
 from gateway.clock import SECOND
@@ -80,6 +83,7 @@ class NodeMetrics(Collector):
         yield from _breakers(upstreams)
         yield from _limits(upstreams)
         yield from _mesh(document)
+        yield from spool_metrics(document["spool"])
         yield from _counts(document["counts"])
         yield from process_metrics(document["node"]["uptime_s"])
 

@@ -22,6 +22,7 @@ __all__ = ["openapi_document"]
 _PATH_PARAMETERS: dict[str, Shape] = {
     "upstream": text("An upstream's name.", pattern=NAME_PATTERN),
     "limit": text("A limit's name.", pattern=NAME_PATTERN),
+    "record": text("What a 202 named.", minLength=1, maxLength=320, pattern="^[^/]+$"),
     "member": text("A member's name.", minLength=1, maxLength=64, pattern="^[^/]+$"),
 }
 _JSON = "application/json"

@@ -44,6 +44,11 @@ GAUGES: dict[str, Callable[[list[float]], float]] = {
     "egressd_mesh_rtt_seconds": min,
     "egressd_mesh_staleness_seconds": min,
     "egressd_rate_ratio": min,
+    "egressd_spool_commit_max_seconds": max,
+    "egressd_spool_dead_letters": max,
+    "egressd_spool_oldest_seconds": max,
+    "egressd_spool_outcomes_waiting": sum,
+    "egressd_spool_requests": sum,
     "egressd_upstream_connections": sum,
     "egressd_waiting": sum,
     "process_max_fds": max,  # of each process

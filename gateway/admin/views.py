@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Served",
+    "SpoolDesk",
     "Steps",
     "breaker_figures",
     "limit_figures",
@@ -88,6 +89,8 @@ class Served(Protocol):
     @property
     def operator(self) -> Operator: ...
     @property
+    def spool(self) -> SpoolDesk | None: ...
+    @property
     def reload_faults(self) -> list[str]: ...
     @property
     def recent(self) -> list[dict[str, Any]]: ...
@@ -96,6 +99,19 @@ class Served(Protocol):
     def task_count(self) -> int: ...
     def connections(self) -> Iterator[DownstreamProtocol]: ...
     async def reload(self) -> bool: ...
+
+
+class SpoolDesk(Protocol):
+    """What the admin interface asks of a `gateway.spool.desk.Desk`."""
+
+    def figures(self) -> dict[str, Any]: ...
+    async def listed(
+        self, states: list[str], upstream: str, after: int, count: int
+    ) -> list[dict[str, Any]]: ...
+    async def shown(self, name: str) -> dict[str, Any] | None: ...
+    async def requeue(self, name: str) -> bool: ...
+    async def drop(self, name: str) -> bool: ...
+    async def hold(self, upstream: str, *, held: bool) -> None: ...
 
 
 class Operator(Protocol):
@@ -163,6 +179,7 @@ def node_steps(served: Served) -> Steps[dict[str, Any]]:
         "upstreams": upstreams,
         "members": [member_figures(member) for member in stats.pop("members")],
         "mesh": _mesh(stats),
+        "spool": served.spool.figures() if served.spool is not None else None,
         "counts": {**worker.counts, "access_log_dropped": worker.ring_dropped},
     }
 

@@ -17,7 +17,7 @@ from gateway.ctl.text import COLUMNS, json_text, plain_table, rich_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ctl", "top"]
+__all__ = ["Reach", "ctl", "run_or_exit", "tell", "top", "write"]
 
 DEFAULT_ADMIN = "127.0.0.1:9901"
 TOKEN_ENV = "EGRESSD_ADMIN_TOKEN"  # noqa: S105 a name, no token
@@ -99,7 +99,7 @@ def _from_conf(path: str, bind_wanted: bool) -> tuple[str, str]:
     return str(bind), conf.admin.token.reveal() if conf.admin.token is not None else ""
 
 
-def _run_or_exit(work: Callable[[], None]) -> None:
+def run_or_exit(work: Callable[[], None]) -> None:
     """Does it; an AdminError becomes a line on standard error and its exit status."""
     try:
         work()
@@ -132,6 +132,7 @@ def ctl(
       drain [--undo]                    /ready says no, the process goes on
       reload                            as SIGHUP; says every fault of the file
       forget MEMBER                     a dead member, so that no majority waits for it
+      spool list | show | requeue | drop | pause | resume    durably accepted requests
 
     Without --admin or -c it asks 127.0.0.1:9901. Exit status: 0 done, 1 the node said no, 2 wrong
     usage, 3 no answer, 4 the token is missing or wrong.
@@ -144,7 +145,8 @@ def show() -> None:
     """What the node knows."""
 
 
-def _write(reach: Reach, kind: str, document: dict[str, Any], items: Sequence[Any]) -> None:
+def write(reach: Reach, kind: str, document: dict[str, Any], items: Sequence[Any]) -> None:
+    """A resource as JSON, as a table for a terminal, or as plain columns."""
     if reach.as_json:
         click.echo(json_text(document))
     elif sys.stdout.isatty():
@@ -159,9 +161,9 @@ def _show(name: str, resource: str, about: str, by_upstream: bool) -> None:
     def show_one(reach: Reach, upstream: str | None = None) -> None:
         def work() -> None:
             document = reach.admin.get(resource, upstream=upstream)
-            _write(reach, resource, document, document[resource])
+            write(reach, resource, document, document[resource])
 
-        _run_or_exit(work)
+        run_or_exit(work)
 
     command: Any = click.pass_obj(show_one)
     if by_upstream:
@@ -194,7 +196,7 @@ def show_conf(reach: Reach) -> None:
         shown = confs[0] if len(confs) == 1 and not reach.as_json else document
         click.echo(json_text(shown))
 
-    _run_or_exit(work)
+    run_or_exit(work)
 
 
 @show.command("info")
@@ -213,7 +215,7 @@ def show_info(reach: Reach) -> None:
             for name, value in item.items():
                 click.echo(f"{name}: {shown(value)}")
 
-    _run_or_exit(work)
+    run_or_exit(work)
 
 
 @show.command("table")
@@ -240,11 +242,11 @@ def show_table(reach: Reach, table: str, key: str | None, rows: int) -> None:
             after = page["next"]
             if after is None or len(items) >= rows:
                 break
-        _write(reach, "rows", {**page, "rows": items}, items)
+        write(reach, "rows", {**page, "rows": items}, items)
         if not reach.as_json and after is not None:
             click.echo(f"{page['total']} rows in all; --rows shows more", err=True)
 
-    _run_or_exit(work)
+    run_or_exit(work)
 
 
 def _table_name(text: str) -> tuple[str, str]:
@@ -254,7 +256,9 @@ def _table_name(text: str) -> tuple[str, str]:
     return upstream, limit
 
 
-def _tell(reach: Reach, method: str, *path: str, **body: object) -> None:
+def tell(reach: Reach, method: str, *path: str, **body: object) -> None:
+    """Has the node do something and writes what it says, or ends with its refusal."""
+
     def work() -> None:
         document = reach.admin.tell(method, *path, **body)
         if reach.as_json:
@@ -265,7 +269,7 @@ def _tell(reach: Reach, method: str, *path: str, **body: object) -> None:
         everywhere = " (on all nodes)" if document["reach"] == "mesh" else ""
         click.echo(shown(f"{document['node']}: {document['done']}{everywhere}"))
 
-    _run_or_exit(work)
+    run_or_exit(work)
 
 
 @ctl.group("set")
@@ -289,7 +293,7 @@ def set_rate(reach: Reach, table: str, rate: str, burst: int | None) -> None:
             raise click.UsageError(f"RATE: {error}") from None
     if burst is not None:
         body["burst"] = burst
-    _tell(reach, "PUT", "limits", upstream, limit, "rate", **body)
+    tell(reach, "PUT", "limits", upstream, limit, "rate", **body)
 
 
 @ctl.group()
@@ -310,7 +314,7 @@ def clear_table(reach: Reach, table: str, keys: tuple[str, ...]) -> None:
         if not all(equals for _, equals, _ in pairs):
             raise click.UsageError("--key is PART=VALUE, as `ctl show table` writes it")
         body["key"] = {part: None if value == "-" else value for part, _, value in pairs}
-    _tell(reach, "POST", "tables", upstream, limit, "clear", **body)
+    tell(reach, "POST", "tables", upstream, limit, "clear", **body)
 
 
 def _breaker_verb(verb: str, state: str, about: str) -> None:
@@ -318,7 +322,7 @@ def _breaker_verb(verb: str, state: str, about: str) -> None:
 
     def force(reach: Reach, upstream: str, credential: str | None) -> None:
         body = {"credential": credential} if credential else {}
-        _tell(reach, "PUT", "breakers", upstream, state=state, **body)
+        tell(reach, "PUT", "breakers", upstream, state=state, **body)
 
     command: Any = click.pass_obj(force)
     command = click.option("--credential", metavar="HASH", help="That credential's.")(command)
@@ -342,7 +346,7 @@ def pause(reach: Reach, upstream: str, length: str) -> None:
         for_ms = max(1, parse_duration(length) // MS)
     except ValueError as error:
         raise click.UsageError(f"--for: {error}") from None
-    _tell(reach, "POST", "upstreams", upstream, "pause", for_ms=for_ms)
+    tell(reach, "POST", "upstreams", upstream, "pause", for_ms=for_ms)
 
 
 @ctl.command()
@@ -352,7 +356,7 @@ def pause(reach: Reach, upstream: str, length: str) -> None:
 def resume(reach: Reach, upstream: str, credential: str | None) -> None:
     """End a pause on all nodes before its time."""
     body = {"credential": credential} if credential else {}
-    _tell(reach, "POST", "upstreams", upstream, "resume", **body)
+    tell(reach, "POST", "upstreams", upstream, "resume", **body)
 
 
 @ctl.command()
@@ -360,14 +364,14 @@ def resume(reach: Reach, upstream: str, credential: str | None) -> None:
 @click.pass_obj
 def drain(reach: Reach, undo: bool) -> None:
     """Take the node out of its virtual address: /ready says no, the process goes on."""
-    _tell(reach, "PUT", "drain", draining=not undo)
+    tell(reach, "PUT", "drain", draining=not undo)
 
 
 @ctl.command()
 @click.pass_obj
 def reload(reach: Reach) -> None:
     """Read the configuration file again; says every fault if there are any."""
-    _tell(reach, "POST", "reload")
+    tell(reach, "POST", "reload")
 
 
 @ctl.command()
@@ -375,7 +379,7 @@ def reload(reach: Reach) -> None:
 @click.pass_obj
 def forget(reach: Reach, member: str) -> None:
     """Strike out a dead member, so that no majority waits for it."""
-    _tell(reach, "POST", "members", member, "forget")
+    tell(reach, "POST", "members", member, "forget")
 
 
 @click.command()
@@ -393,4 +397,4 @@ def top(where: str | None, path: str | None, token_file: str | None, once: bool)
         raise click.UsageError("a live view needs a terminal; --once prints one frame")
     # Off a terminal a frame is as wide as it has to be: nobody wants half a name in a log.
     console = Console(width=None if terminal else PLAIN_COLUMNS)
-    _run_or_exit(lambda: (print_once if once else play)(admin, console))
+    run_or_exit(lambda: (print_once if once else play)(admin, console))

@@ -186,6 +186,18 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("event", "event"),
         Column("facts", "facts", key_text),
     ),
+    "spool": (
+        Column("id", "id"),
+        Column("state", "state"),
+        _UPSTREAM,
+        Column("client", "client"),
+        Column("method", "method"),
+        Column("target", "target"),
+        Column("accepted", "accepted"),
+        Column("attempts", "attempts", None, True),
+        Column("status", "last_status", None, True),
+        Column("reason", "reason"),
+    ),
     "rows": (
         Column("key", "key", key_text),
         Column("level", "level", None, True),
@@ -199,7 +211,9 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 
 
 def _cell(column: Column, item: dict[str, Any]) -> str:
-    value = item[column.key]
+    value = item.get(column.key)  # what is not so far is not in it
+    if value is None:
+        return shown(None)
     return shown(column.write(value) if column.write is not None else value)
 
 

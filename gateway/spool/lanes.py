@@ -180,9 +180,10 @@ class Lanes:
         """When `expire` has something to do, of the wall clock."""
         return self._expiries[0][0] if self._expiries else None
 
-    def oldest(self) -> int | None:
-        """The number of the one that was accepted first."""
-        return min(self._entries, default=None)
+    def oldest_ms(self) -> int | None:
+        """When the first of them was accepted; one that was queued again counts from then on."""
+        first = next(iter(self._entries.values()), None)
+        return first.accepted_ms if first is not None else None
 
     # Inside.
 

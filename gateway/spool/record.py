@@ -79,6 +79,7 @@ class Entry:
     """A stored request that is still to be sent, as the worker that sends it knows it."""
 
     __slots__ = (
+        "accepted_ms",
         "attempts",
         "body_bytes",
         "expires_ms",
@@ -92,11 +93,18 @@ class Entry:
     )
 
     def __init__(
-        self, number: int, upstream: str, lane: bytes, expires_ms: int, body_bytes: int
+        self,
+        number: int,
+        upstream: str,
+        lane: bytes,
+        accepted_ms: int,
+        expires_ms: int,
+        body_bytes: int,
     ) -> None:
         self.number = number
         self.upstream = upstream
         self.lane = lane
+        self.accepted_ms = accepted_ms
         self.expires_ms = expires_ms
         self.body_bytes = body_bytes
         self.attempts = 0  # sends that reached the upstream and failed

@@ -17,7 +17,6 @@ import os
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -184,7 +183,7 @@ class Store:
             except BlockingIOError:
                 if monotonic_ns() >= until_ns:
                     raise
-            time.sleep(LOCK_LOOK_SECONDS)
+            threading.Event().wait(LOCK_LOOK_SECONDS)  # a sleep of the thread that opens it
 
     def _set_up(self) -> None:
         db = self._db

@@ -121,12 +121,12 @@ def unfinished(db: Db, owner: int) -> list[Entry]:
     """All that is still to be sent by that worker, in the order of acceptance."""
     found = []
     rows = db.execute(
-        "SELECT number, upstream, lane, expires_ms, body_bytes, attempts, first_ms"
+        "SELECT number, upstream, lane, accepted_ms, expires_ms, body_bytes, attempts, first_ms"
         " FROM request WHERE state IN (0, 1) AND owner = ? ORDER BY number",
         (owner,),
     )
-    for number, upstream, lane, expires_ms, body_bytes, attempts, first_ms in rows:
-        entry = Entry(number, upstream, lane, expires_ms, body_bytes)
+    for *facts, attempts, first_ms in rows:
+        entry = Entry(*facts)
         entry.attempts = attempts
         entry.first_ms = first_ms
         found.append(entry)
@@ -243,13 +243,14 @@ def requeue(db: Db, number: int, expires_ms: int) -> Entry | None:
     row = db.execute(
         "UPDATE request SET state = 0, reason = '', attempts = 0, finished_ms = 0, purge_ms = NULL,"
         " expires_ms = ? WHERE number = ? AND state = 3"
-        " RETURNING upstream, lane, body_bytes, first_ms",
+        " RETURNING upstream, lane, accepted_ms, body_bytes, first_ms",
         (expires_ms, number),
     ).fetchone()
     if row is None:
         return None
-    entry = Entry(number, row[0], row[1], expires_ms, row[2])
-    entry.first_ms = row[3]
+    upstream, lane, accepted_ms, body_bytes, first_ms = row
+    entry = Entry(number, upstream, lane, accepted_ms, expires_ms, body_bytes)
+    entry.first_ms = first_ms
     return entry
 
 
@@ -273,13 +274,18 @@ def told(db: Db, token: bytes) -> Told | None:
     return _told(row) if row is not None else None
 
 
-def listed(db: Db, states: Iterable[State], upstream: str, after: int, count: int) -> list[Told]:
-    """At most `count` records of those states with numbers above `after`; "" is any upstream."""
+def listed(
+    db: Db, states: Iterable[State], upstream: str, owner: int, after: int, count: int
+) -> list[Told]:
+    """At most `count` records of that worker and those states, with numbers above `after`.
+
+    "" is any upstream.
+    """
     wanted = ", ".join(str(int(state)) for state in states)
     rows = db.execute(
         f"SELECT {_TOLD} FROM request WHERE state IN ({wanted}) AND number > ?1"  # noqa: S608 (integers)
-        " AND (?2 = '' OR upstream = ?2) ORDER BY number LIMIT ?3",
-        (after, upstream, count),
+        " AND (?2 = '' OR upstream = ?2) AND owner = ?3 ORDER BY number LIMIT ?4",
+        (after, upstream, owner, count),
     )
     return [_told(row) for row in rows]
 

@@ -19,6 +19,7 @@ from gateway.proxy.graph import Listener
 from gateway.proxy.stage import Stage
 from gateway.spool import status, tables
 from gateway.spool.accept import Acceptor
+from gateway.spool.desk import Desk
 from gateway.spool.lanes import Lanes
 from gateway.spool.record import Entry, Kept, Result, Stored
 from gateway.spool.sending import Sending
@@ -62,6 +63,7 @@ class Spool:
         self.counts: dict[str, int] = {"accepted": 0, "known": 0, "sent": 0, "done": 0}
         self.dead: dict[str, int] = {}
         self.dead_letters = 0
+        self.desk = Desk(self)
         self._listener = Listener("spool", HeadLimits(64 * 1024, 200), 1)
         self._body_bytes_out = 0
         self._entries: list[Entry] = []
@@ -110,7 +112,7 @@ class Spool:
         """Upstreams, orders and figures may be others."""
         self.records_max = records_max
         for name, lanes in list(self.lanes.items()):
-            rule = self._rule(name)
+            rule = self.rule(name)
             if rule is not None and (rule.order_by is not None) != lanes.ordered:
                 lanes.set_ordered(ordered=rule.order_by is not None)
             lanes.wake_all()
@@ -149,7 +151,9 @@ class Spool:
         if kept.is_new:
             self.counts["accepted"] += 1
             new = acceptor.new
-            entry = Entry(kept.number, new.upstream, new.lane, new.expires_ms, new.body_bytes)
+            entry = Entry(
+                kept.number, new.upstream, new.lane, new.accepted_ms, new.expires_ms, new.body_bytes
+            )
             self.add(entry)
         else:
             self.counts["known"] += 1
@@ -159,6 +163,21 @@ class Spool:
     def add(self, entry: Entry) -> None:
         """A record that is to be sent."""
         self._lanes_of(entry.upstream).add(entry)
+        self._pump_soon()
+
+    def is_in_hand(self, upstream: str, number: int) -> bool:
+        """Whether it is about to be sent, or is."""
+        entry = self.lanes[upstream].find(number) if upstream in self.lanes else None
+        return entry is not None and (entry.in_hand or entry.is_out)
+
+    def drop(self, upstream: str, number: int) -> None:
+        """It will not be sent; there may be none."""
+        entry = self.lanes[upstream].find(number) if upstream in self.lanes else None
+        if entry is not None:
+            self._forget(entry)
+
+    def look_again(self) -> None:
+        """What held requests back may be over."""
         self._pump_soon()
 
     @property
@@ -239,7 +258,7 @@ class Spool:
 
     def _attempted(self, entry: Entry, status: int, *, backs_off: bool) -> None:
         entry.attempts += 1
-        rule = self._rule(entry.upstream)
+        rule = self.rule(entry.upstream)
         if rule is not None and entry.attempts >= rule.attempts:
             self._bury(entry, "attempts", status)
             return
@@ -297,12 +316,13 @@ class Spool:
     def _lanes_of(self, upstream: str) -> Lanes:
         lanes = self.lanes.get(upstream)
         if lanes is None:
-            rule = self._rule(upstream)
+            rule = self.rule(upstream)
             ordered = rule is not None and rule.order_by is not None
             lanes = self.lanes[upstream] = Lanes(ordered=ordered)
         return lanes
 
-    def _rule(self, upstream: str) -> SpoolRule | None:
+    def rule(self, upstream: str) -> SpoolRule | None:
+        """How an upstream's are sent now; None: they are not."""
         found = self.worker.runtime.upstreams.get(upstream)
         return found.spool if found is not None else None
 

@@ -97,6 +97,7 @@ def make_served(tmp_path: Path) -> Callable[..., Any]:
             reload_success=True,
             listeners=[Listener("127.0.0.1:8080", HeadLimits(32_768, 100), 10_000)],
             ready=True,
+            spool=None,
             connection_count=lambda: 9,
             task_count=lambda: 6,
         )

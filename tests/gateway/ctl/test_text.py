@@ -20,12 +20,13 @@ from gateway.admin.items import (
     UPSTREAM_ITEM,
     WAIT_ITEM,
 )
+from gateway.admin.spooled import RECORD_ITEM
 from gateway.ctl.text import COLUMNS, Column, key_text, ms_text, plain_table, shown
 
 ITEMS = {
     "nodes": NODE_ITEM, "members": MEMBER_ITEM, "upstreams": UPSTREAM_ITEM, "limits": LIMIT_ITEM,
     "breakers": BREAKER_ITEM, "waits": WAIT_ITEM, "pools": POOL_ITEM, "clients": CLIENT_ITEM,
-    "recent": RECENT_ITEM, "rows": ROW_ITEM,
+    "recent": RECENT_ITEM, "rows": ROW_ITEM, "spool": RECORD_ITEM,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from gateway.spool.record import Entry
 def filled(count: int, lanes: int = 1, *, ordered: bool = False) -> tuple[Lanes, list[Entry]]:
     """So many requests, dealt out over so many lanes."""
     found = Lanes(ordered=ordered)
-    entries = [Entry(i + 1, "api", b"%d" % (i % lanes), 1000 + i, 0) for i in range(count)]
+    entries = [Entry(i + 1, "api", b"%d" % (i % lanes), 1, 1000 + i, 0) for i in range(count)]
     for entry in entries:
         found.add(entry)
     return found, entries
@@ -35,7 +35,7 @@ def test_a_lane_has_so_many_in_hand() -> None:
 
 def test_lanes_take_turns() -> None:
     lanes, _ = filled(6, 3)
-    lanes.add(Entry(7, "api", b"0", 1, 0))
+    lanes.add(Entry(7, "api", b"0", 1, 1, 0))
     assert drawn(lanes) == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -100,7 +100,7 @@ def test_what_is_too_old_is_handed_out_once_and_only_if_nobody_has_it() -> None:
 def test_one_may_come_again_under_its_number() -> None:
     lanes, entries = filled(2)
     lanes.forget(entries[0])
-    again = Entry(1, "api", b"0", 5000, 0)
+    again = Entry(1, "api", b"0", 1, 5000, 0)
     lanes.add(again)
     assert drawn(lanes) == [1, 2]
     assert again.in_hand
