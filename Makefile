@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
 .PHONY: env compiled demo test test-slow browser vip-tools screenshot lint lock clean
-.PHONY: bench bench-gossip bench-memory bench-mesh bench-ops
+.PHONY: bench bench-gossip bench-memory bench-mesh bench-ops bench-spool
 
 env: $(STAMP)
 
@@ -80,6 +80,10 @@ bench-mesh: env
 bench-ops: env
 	PYTHONPATH=tests $(BIN)/python -m bench.ops $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m bench.metrics
+
+# How fast requests are accepted durably, against its target of 2,000/s.
+bench-spool: env
+	PYTHONPATH=tests $(BIN)/python -m bench.spool $(ARGS)
 
 # Rewrites the lock from pyproject.toml for every platform that Python 3.11 and later runs on.
 lock: env

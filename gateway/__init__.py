@@ -16,7 +16,7 @@ Floors (imports go downward only; tests/test_tidy.py holds them):
     5  cli ctl server operator runtime registry demo composition: signals, uvloop, peers.driver
        supervisor crew control worker                several workers as one node
        listening sockets ports systemd process       what it needs of the operating system
-    4  admin mesh accesslog                          cold readers
+    4  admin mesh accesslog spool                    cold readers
     3  proxy (hot)   connectors (cold)               asyncio from here up
     2  conf routes
     1  h1  limits  waiting  breaker                  pure, and no sibling imports another

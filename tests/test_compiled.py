@@ -27,6 +27,7 @@ SUITES = (
     "gateway/waiting",
     "gateway/proxy",
     "gateway/connectors",
+    "gateway/spool",
     "gateway/test_routes.py",
     "gateway/test_accesslog.py",
     "conformance",

@@ -16,8 +16,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.admin.process import process_metrics
-
-
 from gateway.admin.spooled import spool_metrics
 from gateway.admin.tallies import tally_metrics
 from gateway.admin.views import node_document
