@@ -180,8 +180,11 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def browser(chromium: Browser) -> Iterator[Browser]:
-    """The browser; whatever a test did, its page complained of nothing and asked nobody else."""
+def browser(chromium: Browser, node: MakeNode) -> Iterator[Browser]:
+    """The browser; whatever a test did, its page complained of nothing and asked nobody else.
+
+    It leaves the page before the nodes end (`node`), or it would complain that they are gone.
+    """
     yield chromium
     chromium.requests()
     complaints = chromium.complaints()

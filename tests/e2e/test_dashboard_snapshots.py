@@ -34,8 +34,11 @@ FED = """
 const real = window.fetch;
 window.fetch = (url, options) => {
   if (!String(url).endsWith("/events")) return real(url, options);
-  const source = { start(control) { window.control = control; } };
-  return Promise.resolve(new Response(new ReadableStream(source)));
+  const start = (control) => {
+    window.control = control;
+    options.signal.addEventListener("abort", () => control.error(options.signal.reason));
+  };
+  return Promise.resolve(new Response(new ReadableStream({ start })));
 };
 window.feed = (snapshot) => {
   const text = "event: snapshot\\ndata: " + JSON.stringify(snapshot) + "\\n\\n";
@@ -195,6 +198,17 @@ def test_a_node_without_a_worker_says_so(browser: Browser, snapshot: Snapshot) -
         browser.run("feed(arguments[0])", later(snapshot, 2))
         browser.until_text("#link", "live")
         assert browser.text("#stale") == ""
+
+
+def test_silence_is_seen_before_the_connection_ends(browser: Browser, snapshot: Snapshot) -> None:
+    with page(browser, snapshot):
+        browser.until_text("#stale", "old", 6.0)
+        assert browser.text("#link") == "not live"
+        assert "No connection" not in browser.text("#stale")
+        browser.run("feed(arguments[0])", later(snapshot, 4))
+        browser.until_text("#link", "live")
+        assert browser.text("#stale") == ""
+        browser.until_text("#stale", "the node has gone silent", 15.0)
 
 
 def test_counters_that_start_again_are_no_rate(browser: Browser, snapshot: Snapshot) -> None:
