@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gateway.conf.schema import Conf
 from gateway.conf.schema import Spool as SpoolConf
+from gateway.mesh import sealing_keys
 from gateway.spool.store import Store
 from gateway.spool.worker import Spool
 
@@ -40,7 +41,7 @@ class Durable:
         place = self._place
         number, workers = (place.number, len(place.ports)) if place is not None else (0, 1)
         store = Store(facts.path, number, workers, facts.bytes_max)
-        spool = Spool(self._worker, store, conf.node.name, facts.records_max)
+        spool = Spool(self._worker, store, conf.node.name, facts.records_max, sealing_keys(conf))
         await spool.open()
         return spool
 
@@ -51,7 +52,7 @@ class Durable:
             prepared.start()
         elif self.spool is not None:
             facts = conf.spool or SpoolConf()
-            self.spool.reloaded(facts.records_max)
+            self.spool.reloaded(facts.records_max, sealing_keys(conf))
             if facts.bytes_max != self.spool.store.bytes_max:
                 self.spool.store.set_bytes_max(facts.bytes_max)
 

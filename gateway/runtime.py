@@ -85,6 +85,7 @@ class Assembly:
         self._generation = 0
         self._forward: ForwardTable | None = None
         self._deny_private = True
+        self._nodes: ForwardTable | None = None
 
     def build(self, conf: Conf) -> Runtime:
         """The first Runtime. Raises OSError or ssl.SSLError as `prepare` does."""
@@ -130,6 +131,7 @@ class Assembly:
                 for name, upstream in reversed(conf.upstream.items())
             },
             forward=forward,
+            spool_nodes=self._spool_nodes(conf),
             upstreams=upstreams,
             clients=ClientTable(
                 [_client(client) for client in conf.client], anonymous=conf.access.anonymous
@@ -164,9 +166,10 @@ class Assembly:
     async def abort(self) -> None:
         """Ends all upstream connections."""
         pools = self.registry.all_pools()
-        if self._forward is not None:
-            for upstream in self._forward.upstreams():
-                pools += (upstream.pool, upstream.tunnels)
+        for table in (self._forward, self._nodes):
+            if table is not None:
+                for upstream in table.upstreams():
+                    pools += (upstream.pool, upstream.tunnels)
         for pool in pools:
             await pool.abort()
 
@@ -209,14 +212,41 @@ class Assembly:
         self._deny_private = conf.forward.deny_private
         return table
 
-    def _forward_upstream(self, conf: Conf, scheme: bytes, host: bytes, port: int) -> Upstream:
+    def _spool_nodes(self, conf: Conf) -> dict[str, Callable[[], Upstream | None]]:
+        """The way to each of `spool.nodes`, made when it is first needed, kept over reloads."""
+        nodes = conf.spool.nodes if conf.spool is not None else {}
+        patterns = [
+            Pattern(_bracketed(node.host), node.port, below=False) for node in nodes.values()
+        ]
+        # The operator has named them, so they may be private.
+        make = partial(self._forward_upstream, conf, deny_private=False)
+        table = ForwardTable(patterns, frozenset(), make, self.registry.retire)
+        if self._nodes is not None:
+            table.succeed(self._nodes, same_way=True)
+        self._nodes = table
+        return {
+            name: partial(table.find, node.scheme.encode(), _bracketed(node.host), node.port)
+            for name, node in nodes.items()
+        }
+
+    def _forward_upstream(
+        self,
+        conf: Conf,
+        scheme: bytes,
+        host: bytes,
+        port: int,
+        *,
+        deny_private: bool | None = None,
+    ) -> Upstream:
         """An upstream for a `[forward]` target: no limits, its own breaker and connections."""
+        if deny_private is None:
+            deny_private = conf.forward.deny_private
         origin = f"{scheme.decode()}://{host.decode()}:{port}"
         target = UpstreamConf.model_validate({"origin": origin})
         upstream = self._compile(FORWARD, target, Inflight("connections", target.connections))
         _, dial_plan = _way_out(target, {})
         dial_plan = dial_plan._replace(
-            deny=NOT_PUBLIC if conf.forward.deny_private else frozenset(),
+            deny=NOT_PUBLIC if deny_private else frozenset(),
             own_addresses=self._own_addresses,
             count_denied=self._count_denied,
         )

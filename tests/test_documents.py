@@ -25,8 +25,7 @@ def test_the_readmes_configuration_is_the_file_that_is_shipped() -> None:
 
 
 def test_the_readme_names_metrics_that_exist() -> None:
-    folder = Path(metrics.__file__).parent
-    source = "".join(path.read_text() for path in folder.glob("*.py"))
+    source = "".join(path.read_text() for path in Path(metrics.__file__).parent.glob("*.py"))
     for name in re.findall(r"egressd_[a-z_]+", README):
         assert f'"{name.removesuffix("_total")}' in source, name
 

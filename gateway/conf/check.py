@@ -49,6 +49,9 @@ def faults(conf: Conf, declared_upstreams: Collection[str] = ()) -> list[Finding
     if conf.admin is not None and conf.admin.token is None and not conf.admin.bind.is_loopback:
         message = "is missing; it is demanded where `bind` is not loopback or a unix socket"
         found.append(Finding(("admin", "token"), message))
+    if conf.spool is not None and conf.spool.nodes and not (conf.mesh and conf.mesh.keys):
+        message = "needs `mesh.keys`, with which nodes vouch for their clients"
+        found.append(Finding(("spool", "nodes"), message))
     for name, upstream in conf.upstream.items():
         found += upstream_faults(name, upstream, conf.redis is not None)
         if upstream.retry.body > _BODY_BYTES_MAX:

@@ -25,6 +25,7 @@ from gateway.conf.fields import (
     Name,
     NetworkField,
     NodeName,
+    OriginField,
     Prefix,
     SealingKeyField,
     SecretField,
@@ -231,6 +232,9 @@ class Spool(Section):
         100_000, "Requests that may wait to be sent, for each worker.", ge=1, le=1_000_000
     )
     bytes_max: Size = option("10GiB", "What the file may grow to; then 507.")
+    nodes: dict[NodeName, OriginField] = option(
+        {}, "Where other nodes listen, by name: they are asked for what they keep.", max_length=256
+    )
     kafka: Kafka | None = option(None, "Topics of a Kafka cluster, instead of `path`.")
 
 

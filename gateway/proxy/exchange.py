@@ -154,10 +154,14 @@ class Exchange(Respondent):
         spool.accept(self, now_ns)
         return True
 
-    def go_to(self, upstream: Upstream) -> None:
-        """This exchange is for that upstream, with its target as it is."""
-        self.path = self.head.target
+    def go_to(self, upstream: Upstream, path: bytes, more: Fields, now_ns: int) -> None:
+        """Sends the exchange there at once, with these fields as well. Raises GatewayError."""
+        self.path = path
         self._address(upstream)
+        self.fields += more
+        if admission.arrive(self, now_ns, now_ns) is not None:
+            raise GatewayError(ErrorKind.BREAKER_OPEN, retry_after_ns=SECOND)
+        self.dispatch(now_ns)
 
     def _route(self) -> None:
         head = self.head

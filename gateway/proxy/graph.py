@@ -199,6 +199,7 @@ class Runtime(NamedTuple):
     forward: ForwardTable
     upstreams: dict[str, Upstream]
     clients: ClientTable
+    spool_nodes: dict[str, Callable[[], Upstream | None]]  # the way to the other nodes' records
     head_timeout_ns: int
     idle_timeout_ns: int
     access_log: bool

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase
 from gateway.h1.target import split_absolute
-from gateway.proxy.clients import Client
+from gateway.proxy.clients import ANONYMOUS, Client
 from gateway.proxy.spooling import STATUS_PATH
-from gateway.spool import tables
+from gateway.spool import tables, vouch
 from gateway.spool.record import TOKEN_BYTES, Answer, State, Told
 
 if TYPE_CHECKING:
@@ -59,21 +59,37 @@ def show(spool: Spool, exchange: Exchange, now_ns: int) -> bool:
     wants_response = name.endswith(RESPONSE)
     node, _, digits = name.removesuffix(RESPONSE).rpartition(".")
     token = _token(digits)
-    client = exchange.worker.runtime.clients.identify(
-        exchange.source, head, exchange.certificate_names
-    )
+    runtime = exchange.worker.runtime
+    vouched = vouch.client_of(head.fields, path, spool.keys, spool.worker.wall_ns() // SECOND)
+    client = runtime.clients.identify(exchange.source, head, exchange.certificate_names)
+    if vouched:
+        client = ANONYMOUS._replace(name=vouched)
     if client is None:
         raise GatewayError(ErrorKind.CLIENT_UNKNOWN)
     exchange.client = client
-    if token is None or node != spool.node:
-        raise GatewayError(ErrorKind.NOT_STORED)
-    asking = _Asking(spool, exchange, client)
     exchange.downstream.deadline_ns = now_ns + 10 * SECOND
+    if token is None or (node != spool.node and vouched):
+        raise GatewayError(ErrorKind.NOT_STORED)
+    if node != spool.node:
+        _ask_other(spool, exchange, node, path, now_ns)
+        return True
+    asking = _Asking(spool, exchange, client)
     if wants_response:
         spool.store.submit(lambda db: tables.answer(db, token), asking.with_response)
     else:
         spool.store.submit(lambda db: tables.told(db, token), asking.with_state)
     return True
+
+
+def _ask_other(spool: Spool, exchange: Exchange, node: str, path: bytes, now_ns: int) -> None:
+    """Passes the question on to the node that keeps the record. Raises GatewayError."""
+    way = exchange.worker.runtime.spool_nodes.get(node)
+    upstream = way() if way is not None else None
+    if upstream is None or not spool.keys:
+        raise GatewayError(ErrorKind.NOT_STORED)
+    now_s = spool.worker.wall_ns() // SECOND
+    field = vouch.field_for(exchange.client.name, path, spool.keys[0], now_s)
+    exchange.go_to(upstream, path, [field], now_ns)
 
 
 class _Asking:

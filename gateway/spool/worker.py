@@ -51,12 +51,21 @@ _FINAL: Final = (Retry.NEVER,)
 class Spool:
     """Satisfies `proxy.spooling.SpoolDoor` for exchanges and `sending.Owner` for sends."""
 
-    def __init__(self, worker: Worker, store: Store, node: str, records_max: int) -> None:
-        """`node` names the node in ids; `records_max` may wait to be sent by this worker."""
+    def __init__(
+        self,
+        worker: Worker,
+        store: Store,
+        node: str,
+        records_max: int,
+        keys: tuple[bytes, ...] = (),
+    ) -> None:
+        """`node` names the node in ids; `records_max` may wait to be sent by this worker. With the
+        mesh's `keys` nodes vouch for the clients whose questions they pass on."""
         self.worker = worker
         self.store = store
         self.node = node
         self.records_max = records_max
+        self.keys = keys
         self.lanes: dict[str, Lanes] = {}
         self.out: set[Sending] = set()
         self.waiting: set[Sending] = set()
@@ -108,9 +117,10 @@ class Spool:
                 handle.cancel()
         await self.store.close()
 
-    def reloaded(self, records_max: int) -> None:
+    def reloaded(self, records_max: int, keys: tuple[bytes, ...]) -> None:
         """Upstreams, orders and figures may be others."""
         self.records_max = records_max
+        self.keys = keys
         for name, lanes in list(self.lanes.items()):
             rule = self.rule(name)
             if rule is not None and (rule.order_by is not None) != lanes.ordered:
