@@ -39,6 +39,8 @@ SELF = b""  # the owner's own account, which needs no datagrams
 _CLAIM_NS = 600 * MS
 # A member that says nothing for so long has spent what it held: its lease lapsed two seconds ago.
 _SILENT_NS = 3 * SECOND
+# Its totals are kept as long as a dead member is: it may be back in the same term.
+_FORGET_NS = 600 * SECOND
 _RATE_TAU_NS = 3.0 * SECOND
 # What adding and draining of floats may be off by; without it a token that is due to the
 # nanosecond would be late by one.
@@ -261,19 +263,22 @@ class Ledger:
         self.spend(account, account.held, now_ns)
 
     def lapse(self, now_ns: int) -> None:
-        """Settles and forgets members that have been silent for long."""
+        """Settles members that have been silent for long, and forgets them after longer."""
         if now_ns < self._lapse_ns:
             return
         self._lapse_ns = now_ns + _SILENT_NS
         for node, account in list(self.accounts.items()):
             if node != SELF and now_ns - account.heard_ns >= _SILENT_NS:
                 self.settle(account, now_ns)
-                del self.accounts[node]
+                if now_ns - account.heard_ns >= _FORGET_NS:
+                    del self.accounts[node]
 
     def drop(self, node: bytes, now_ns: int) -> None:
-        """The member is gone."""
-        account = self.accounts.pop(node, None)
+        """The member is gone, or seems to be: its totals are kept, or all that it ever spent in
+        this term would be debt when it comes back."""
+        account = self.accounts.get(node)
         if account is not None:
+            account.claim_until_ns = now_ns
             self.settle(account, now_ns)
 
     @property

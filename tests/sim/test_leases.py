@@ -104,6 +104,11 @@ def test_never_over_and_well_used(
     overload(rate, burst, seed, watched, bound, 2)
 
 
+def test_who_was_thought_dead_for_a_moment_owes_nothing(watched: Watch, bound: Any) -> None:
+    """With a fifth lost one of two is declared dead for 2 ms after six seconds."""
+    overload(100, 4, 140, watched, bound, 7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 160))
 @pytest.mark.parametrize(("rate", "burst"), [(1000, 100), (100, 4), (20, 1)])
