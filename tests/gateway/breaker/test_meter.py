@@ -48,6 +48,38 @@ def test_too_little_is_no_rate() -> None:
     assert meter.ok_per_s(T0 + S) == pytest.approx(1)
 
 
+def test_time_before_the_traffic_is_not_divided_by() -> None:
+    meter = Meter(10 * S, T0)
+    begun_ns = T0 + 30 * S
+    for i in range(130):
+        meter.count_ok(begun_ns + i * S // 100)
+    assert meter.ok_per_s(begun_ns + 13 * S // 10) == pytest.approx(100, rel=0.01)
+
+
+def test_a_health_check_does_not_begin_the_traffic() -> None:
+    meter = Meter(10 * S, T0)
+    for second in (0, 3, 6):
+        meter.count_ok(T0 + second * S)
+    begun_ns = T0 + 8 * S
+    for i in range(130):
+        meter.count_ok(begun_ns + i * S // 100)
+    assert meter.ok_per_s(begun_ns + 13 * S // 10) == pytest.approx(100, rel=0.01)
+
+
+def test_one_success_in_three_seconds_is_that_and_not_one_a_second() -> None:
+    meter = Meter(10 * S, T0)
+    for i in range(10):
+        meter.count_ok(T0 + 3 * i * S)
+    assert meter.ok_per_s(T0 + 28 * S) == pytest.approx(1 / 3, rel=0.3)
+
+
+def test_a_burst_in_less_than_a_second_is_a_second_s_worth() -> None:
+    meter = Meter(10 * S, T0)
+    for i in range(100):
+        meter.count_ok(T0 + 30 * S + i * S // 1000)
+    assert meter.ok_per_s(T0 + 30 * S + 3 * S // 10) == pytest.approx(100)
+
+
 def test_after_a_long_silence_nothing_is_left() -> None:
     meter = Meter(10 * S, T0)
     meter.count_ok(T0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -134,3 +135,27 @@ def test_too_many_at_a_time_shrink_the_slots_and_not_the_rate(make) -> None:
     upstream = gateway.upstream("api")
     assert gateway.call(lambda: upstream.limit_uses[1].limit.slots) == 1
     assert gateway.call(lambda: upstream.breakers.ramp.learned_per_s) is None
+
+
+def test_idle_time_before_the_load_does_not_lower_the_learned_rate(make) -> None:
+    async def script(connection: Connection, request: Received) -> bool | None:
+        status = b"429 Slow" if request.target == b"/refuse" else b"200 OK"
+        return await answer(status, fields=b"Retry-After: 60\r\n")(connection, request)
+
+    limit = '[[upstream.api.limit]]\nname = "account"\nrate = "20/s"\nburst = 20\n'
+    gateway, _ = make(script, upstream=limit)
+
+    def age() -> None:
+        now_ns = gateway.server.worker.now_ns()
+        gateway.upstream("api").breakers.own.meter.clear(now_ns - 30 * SECOND)
+
+    gateway.call(age)
+    begun = time.monotonic()
+    sent = 0
+    with gateway.client() as client:
+        while sent < 20 or time.monotonic() < begun + 0.3:
+            assert client.get().status == 200
+            sent += 1
+        assert client.get(b"/refuse").status == 429
+    learned_per_s = gateway.call(lambda: gateway.upstream("api").breakers.ramp.learned_per_s)
+    assert learned_per_s == pytest.approx(0.7 * 20, rel=0.1)
