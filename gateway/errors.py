@@ -87,6 +87,7 @@ class ErrorKind(enum.Enum):
     UNREACHABLE = _Facts(502, "destination_ip_unroutable", Source.SERVER, Retry.SAFE, "Upstream cannot be reached")
     CONNECT_TIMEOUT = _Facts(504, "connection_timeout", Source.SERVER_TIMEOUT, Retry.SAFE, "Upstream did not accept the connection in time")
     TLS_ERROR = _Facts(502, "tls_protocol_error", Source.SERVER, Retry.SAFE, "TLS handshake with the upstream failed")
+    TLS_TIMEOUT = _Facts(504, "connection_timeout", Source.SERVER_TIMEOUT, Retry.SAFE, "Upstream did not finish the TLS handshake in time")
     TLS_CERTIFICATE = _Facts(502, "tls_certificate_error", Source.SERVER, Retry.SAFE, "Upstream's certificate is not valid")
     UPSTREAM_CLOSED = _Facts(502, "connection_terminated", Source.SERVER, Retry.UNSURE, "Upstream closed the connection before answering")
     RESPONSE_INCOMPLETE = _Facts(502, "http_response_incomplete", Source.SERVER, Retry.UNSURE, "Upstream's response was cut off")

@@ -32,6 +32,7 @@ _WORDS: dict[ErrorKind, tuple[str, ...]] = {
     ErrorKind.UNREACHABLE: ("connect",),
     ErrorKind.CONNECT_TIMEOUT: ("connect", "timeout"),
     ErrorKind.TLS_ERROR: ("connect",),
+    ErrorKind.TLS_TIMEOUT: ("connect", "timeout"),
     ErrorKind.TLS_CERTIFICATE: ("connect",),
     ErrorKind.UPSTREAM_CLOSED: ("reset",),
     ErrorKind.RESPONSE_INCOMPLETE: ("reset",),

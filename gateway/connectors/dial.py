@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import ip_address
 from typing import NamedTuple, TypeVar
 
-from gateway.clock import SECOND
+from gateway.clock import MS, SECOND
 from gateway.connectors.address import (
     SELF_CONNECTION,
     AddressClass,
@@ -42,6 +42,7 @@ __all__ = [
     "client_context",
     "system_resolve",
     "tcp_connect",
+    "tls_failure",
 ]
 
 # A name's further addresses are ignored. 250 ms apart, the default budget of 3 s begins 12 attempts
@@ -256,19 +257,36 @@ class TcpDialer:
                     server_hostname=tls.server_name,
                     ssl_handshake_timeout=self.plan.tls_timeout_ns / SECOND,
                 )
-        except ssl.SSLCertVerificationError as error:
+        except OSError as error:  # ssl.SSLError is one
             sock.close()
-            detail = f"{self.plan.host}: {error.verify_message}"
-            raise GatewayError(ErrorKind.TLS_CERTIFICATE, detail, phase=Phase.CONNECT) from None
-        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
-            sock.close()
-            kind = ErrorKind.TLS_ERROR if tls is not None else ErrorKind.CONNECTION_REFUSED
+            if tls is not None:
+                raise tls_failure(self.plan, error) from None
             detail = f"{self.plan.host}: {error}"
+            kind = ErrorKind.CONNECTION_REFUSED
             raise GatewayError(kind, detail, phase=Phase.CONNECT) from None
         except BaseException:
             sock.close()
             raise
         return protocol
+
+
+def tls_failure(plan: DialPlan, error: OSError) -> GatewayError:
+    """What a handshake's failure is: out of time, a certificate that is not valid, or no TLS.
+
+    Both loops say that their `ssl_handshake_timeout` is over with a ConnectionAbortedError of their
+    own making: unlike the kernel's ECONNABORTED it has no number.
+    """
+    words = str(error)
+    kind = ErrorKind.TLS_ERROR
+    if isinstance(error, ssl.SSLCertVerificationError):
+        kind = ErrorKind.TLS_CERTIFICATE
+        words = error.verify_message
+    elif isinstance(error, TimeoutError):
+        kind = ErrorKind.TLS_TIMEOUT
+    elif isinstance(error, ConnectionAbortedError) and error.errno is None:
+        kind = ErrorKind.TLS_TIMEOUT
+        words = f"no TLS within {plan.tls_timeout_ns // MS} ms"
+    return GatewayError(kind, f"{plan.host}: {words}", phase=Phase.CONNECT)
 
 
 def _connect_error(endpoint: Endpoint, error: OSError) -> GatewayError:

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from gateway.clock import SECOND, monotonic_ns
-from gateway.connectors.dial import DialPlan, TcpDialer
+from gateway.connectors.dial import DialPlan, TcpDialer, tls_failure
 from gateway.errors import ErrorKind, GatewayError, Phase
 from gateway.h1.codec import BadMessage, Codec, HeadLimits
 from gateway.h1.message import Fields, RequestHead, ResponseHead
@@ -276,11 +275,8 @@ class ViaDialer:
                 server_hostname=tls.server_name,
                 ssl_handshake_timeout=self.plan.tls_timeout_ns / SECOND,
             )
-        except ssl.SSLCertVerificationError as error:
-            detail = f"{self.plan.host}: {error.verify_message}"
-            raise _failed(ErrorKind.TLS_CERTIFICATE, detail) from None
-        except (OSError, TimeoutError) as error:
-            raise _failed(ErrorKind.TLS_ERROR, f"{self.plan.host}: {error}") from None
+        except OSError as error:
+            raise tls_failure(self.plan, error) from None
         assert transport is not None
         return transport
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-__all__ = ["Origin", "Received", "Script", "answer"]
+__all__ = ["Origin", "Received", "Script", "SilentOrigin", "answer"]
 
 
 @dataclass
@@ -219,3 +219,11 @@ def chunked_end(buffer: bytearray) -> int | None:
             return end + 4 if end >= 0 else None
         at = line + 2 + size + 2
     return None
+
+
+class SilentOrigin(Origin):
+    """Accepts, reads whatever comes and never says a word."""
+
+    async def _serve_requests(self, connection: Connection) -> None:
+        while await connection.more():
+            connection.buffer.clear()

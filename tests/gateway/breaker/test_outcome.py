@@ -26,7 +26,10 @@ def test_statuses(status: int, outcome: Outcome) -> None:
             ["connect"],
             {ErrorKind.CONNECTION_REFUSED, ErrorKind.CONNECT_TIMEOUT, ErrorKind.DNS_ERROR},
         ),
-        (["timeout"], {ErrorKind.RESPONSE_TIMEOUT, ErrorKind.CONNECT_TIMEOUT}),
+        (
+            ["timeout"],
+            {ErrorKind.RESPONSE_TIMEOUT, ErrorKind.CONNECT_TIMEOUT, ErrorKind.TLS_TIMEOUT},
+        ),
         (["reset"], {ErrorKind.UPSTREAM_CLOSED, ErrorKind.BAD_RESPONSE}),
         ([], set()),
     ],

@@ -167,7 +167,8 @@ def test_the_handshake_has_its_own_budget(run: Callable) -> None:
         with listening() as port:
             dialer = TcpDialer(plan("127.0.0.1", port, tls=tls, tls_timeout_ns=50 * MS))
             error = await fails(dialer)
-        assert error.kind is ErrorKind.TLS_ERROR
+        assert error.kind is ErrorKind.TLS_TIMEOUT
+        assert error.detail == "127.0.0.1: no TLS within 50 ms"
 
     run(main)
 

@@ -20,7 +20,7 @@ from fakes.h2_gateway import (
     server_context,
 )
 from fakes.h2_origin import H2Origin, H2Stream, h2_answer
-from fakes.origin import Connection, Origin
+from fakes.origin import Connection, Origin, SilentOrigin
 
 
 def test_an_upstream_that_hangs_is_504(make_h2: Make) -> None:
@@ -389,6 +389,19 @@ def test_an_upstream_that_does_not_begin_as_h2_does(
         with gateway.client() as client:
             response = client.get()
             assert (response.status, refusal(response)) == (status, error)
+        nothing_is_held(gateway)
+
+
+def test_an_upstream_that_says_nothing_of_tls_is_504(make_h2: Make, h2_folder: Path) -> None:
+    gateway, _ = make_h2()
+    with SilentOrigin() as silent:
+        text = CONF.format(
+            port=silent.port, folder=h2_folder, upstream='timeout = { tls = "100ms" }'
+        )
+        assert gateway.reload(text)
+        with gateway.client() as client:
+            response = client.get()
+            assert (response.status, refusal(response)) == (504, b"connection_timeout")
         nothing_is_held(gateway)
 
 

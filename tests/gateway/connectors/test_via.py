@@ -13,7 +13,7 @@ import pytest
 import trustme
 from fakes.gateway import Gateway
 from fakes.h2_origin import H2Origin, h2_answer
-from fakes.origin import Connection, Origin, Received
+from fakes.origin import Connection, Origin, Received, SilentOrigin
 from fakes.proxies import HttpProxy, Socks5Proxy
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,6 +153,20 @@ def test_certificates_are_the_origins(make: Make, kind: type[Any]) -> None:
         gateway = make(origin.url, proxy)
         with gateway.client() as client:
             assert refusal(client.get())[:2] == (502, b"tls_certificate_error")
+        nothing_is_held(gateway)
+
+
+@pytest.mark.parametrize("kind", [HttpProxy, Socks5Proxy])
+@pytest.mark.parametrize("protocol", ["http/1.1", "h2"])
+def test_an_origin_that_says_nothing_of_tls(make: Make, kind: type[Any], protocol: str) -> None:
+    with SilentOrigin() as origin, kind() as proxy:
+        url = f"https://localhost:{origin.port}"
+        upstream = f'protocol = "{protocol}"\ntimeout = {{ tls = "100ms" }}'
+        gateway = make(url, proxy, upstream)
+        with gateway.client() as client:
+            status, error, detail = refusal(client.get())
+        assert (status, error) == (504, b"connection_timeout")
+        assert detail == "localhost: no TLS within 100 ms"
         nothing_is_held(gateway)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from contextlib import ExitStack
 
 import pytest
 import trio
-from fakes.origin import Connection, Received, answer
+from fakes.origin import Connection, Received, SilentOrigin, answer
 
 from gateway.clock import SECOND
 
@@ -257,3 +258,21 @@ def test_only_what_a_retry_could_replace_is_kept_back(make) -> None:
         assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 429 ")
         gate.set()
         assert client.read_exactly(2) == b"no"
+
+
+def test_tls_that_never_comes_is_a_timeout(make) -> None:
+    gateway, origin = make()
+    more = 'timeout = { tls = "100ms" }\nbreaker = { failure = ["timeout"], failure_min = 3 }\n'
+    with SilentOrigin() as silent:
+        text = gateway.path.read_text().replace(origin.url, f"https://localhost:{silent.port}")
+        text = text.replace("[[route]]", more + retry('["timeout"]') + "[[route]]")
+        assert gateway.reload(text)
+        with gateway.client() as client:
+            response = client.get()
+            assert response.status == 504
+            assert response.value(b"proxy-status").endswith(b"error=connection_timeout")
+            problem = json.loads(response.body)
+            assert (problem["reason"], problem["attempts"]) == ("tls_timeout", 3)
+            assert silent.connections == 3
+            # Three of three failed: the breaker, which counts nothing else, is open.
+            assert json.loads(client.get().body)["reason"] == "breaker_open"
