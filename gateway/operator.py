@@ -101,7 +101,7 @@ class Operator:
         upstream = server.conf.upstream[name]
         limits = tuple(changed if one.name == changed.name else one for one in upstream.limit)
         upstream = upstream.model_copy(update={"limit": limits})
-        faults = list(upstream_faults(name, upstream, server.conf.redis is not None))
+        faults = list(upstream_faults(name, upstream, server.conf))
         if faults:
             raise ValueError(f"{faults[0].path[-1]} {faults[0].message}")
         conf = server.conf.model_copy(update={"upstream": {**server.conf.upstream, name: upstream}})

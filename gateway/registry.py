@@ -7,15 +7,17 @@ is let go, so that its rows do not stay for ever.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.clock import SECOND, monotonic_ns, wall_ns
 from gateway.conf.schema_upstream import LimitConf
+from gateway.limits.central import CentralLimit, NoStore, Store
 from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
 from gateway.limits.lessons import Lesson
-from gateway.limits.settled import Settled, unwrapped
+from gateway.limits.settled import Settled, central_of, unwrapped
 from gateway.limits.window import STEP_NS, Window
 from peers.core.counters import MeshLimit
 from peers.core.exact import ExactLimit
@@ -36,6 +38,7 @@ class MeshLimits(Protocol):
     """Where mesh-wide limits come from; None of them where the node stands alone."""
 
     alone: bool
+    hash_key: bytes
 
     def limit(self, identity: str, conf: LimitConf) -> Limit: ...
 
@@ -64,6 +67,9 @@ def levers(limit: Limit) -> tuple[Fill | None, Scale | None]:
 
     Windows and slots have neither: their quota is not a rate that could climb.
     """
+    central = central_of(limit)
+    if central is not None:
+        return _central_levers(central)
     limit = unwrapped(limit)
     if isinstance(limit, Gcra):
         return limit.fill, limit.scale
@@ -83,11 +89,30 @@ def levers(limit: Limit) -> tuple[Fill | None, Scale | None]:
     return None, None
 
 
+def _central_levers(central: CentralLimit) -> tuple[Fill | None, Scale | None]:
+    """Those of the limit behind; the store hears of what they did with the next question."""
+    fill_behind, scale_behind = levers(central.inner)
+    if fill_behind is None or scale_behind is None:
+        return None, None
+
+    def fill(now_ns: int) -> None:
+        fill_behind(now_ns)
+        central.tell_anew()
+
+    def scale(factor: float, now_ns: int) -> None:
+        scale_behind(factor, now_ns)
+        central.factor = factor
+
+    return fill, scale
+
+
 class Registry:
     """All of a worker's lasting objects."""
 
-    def __init__(self, mesh: MeshLimits) -> None:
+    def __init__(self, mesh: MeshLimits, store: Store | None = None) -> None:
         self._mesh = mesh
+        self._store: Store = NoStore() if store is None else store
+        self._central: dict[str, CentralLimit] = {}
         self.alone = mesh.alone
         self._limits: dict[str, Limit] = {}
         self._lessons: dict[str, Lesson] = {}
@@ -102,13 +127,17 @@ class Registry:
     def limit(self, upstream: str, conf: LimitConf) -> Limit:
         """The limit of that identity with the conf's figures, made if there is none."""
         identity = limit_identity(upstream, conf)
-        if conf.sync in ("mesh", "exact") and not self._mesh.alone:
+        if conf.sync != "local" and not self._mesh.alone:
             self._split.pop(identity, None)
             limit = self._mesh.limit(identity, conf)
         else:
             if identity in self._limits and identity not in self._split:
                 self._mesh.forget(identity)  # it was mesh-wide until now
             limit = self._local(identity, conf)
+        if conf.sync == "redis":
+            limit = self._in_store(identity, limit, conf)
+        else:
+            self._central.pop(identity, None)
         if conf.cost.kind == "response_header" and conf.rate is not None:
             limit = self._settled(identity, limit, conf)
         limit.dry_run = conf.dry_run
@@ -165,6 +194,7 @@ class Registry:
             self._split.pop(identity, None)
             self._lessons.pop(identity, None)
             self._sets.pop(identity, None)
+            self._central.pop(identity, None)
             self._mesh.forget(identity)
         named = set(upstreams)
         for book in (self.connections, self.breakers, self.counts):
@@ -228,6 +258,23 @@ class Registry:
             limit.split(members, rank, monotonic_ns())
         else:
             limit.split(members, rank)
+
+    def _in_store(self, identity: str, inner: Limit, conf: LimitConf) -> CentralLimit:
+        """The central limit of that identity, with `inner` behind it."""
+        assert conf.rate is not None
+        central = self._central.get(identity)
+        if central is None:
+            digest = hashlib.blake2b(identity.encode(), key=self._mesh.hash_key, digest_size=32)
+            central = CentralLimit(inner, self._store, digest.digest(), conf.keys_max)
+            self._central[identity] = central
+        central.inner = inner
+        central.keys_max = conf.keys_max
+        window = conf.algorithm == "window"
+        aligned = window and conf.align == "clock"
+        count, period_ns = conf.rate
+        central.configure(count, period_ns, conf.burst, window=window, aligned=aligned)
+        central.shrink(monotonic_ns())
+        return central
 
     def _settled(self, identity: str, inner: Limit, conf: LimitConf) -> Settled:
         assert conf.rate is not None

@@ -35,11 +35,12 @@ from gateway.h1.forward import FieldRules
 from gateway.limits.inflight import Inflight
 from gateway.limits.lessons import Lessons
 from gateway.limits.policy import LimitSet, Rule
-from gateway.limits.settled import unwrapped
+from gateway.limits.settled import Settled, central_of, unwrapped
 from gateway.limits.verdict import Limit
 from gateway.proxy.clients import Client, ClientRule, ClientTable
 from gateway.proxy.counts import UpstreamCounts
 from gateway.proxy.graph import (
+    CentralUse,
     LimitUse,
     RetryRule,
     Runtime,
@@ -81,7 +82,7 @@ class Assembly:
         """`own_addresses`: where this worker listens; `[forward]` must not lead back to it."""
         self._worker = worker
         self._own_addresses = own_addresses
-        self.registry = Registry(mesh)
+        self.registry = Registry(mesh, worker.store)
         self._generation = 0
         self._forward: ForwardTable | None = None
         self._deny_private = True
@@ -312,6 +313,11 @@ class Assembly:
             self.registry.carry_decisions(identity, upstream.limit_set, i)
         upstream.lessons = self._lessons(upstream.name, conf, uses)
         upstream.settled = tuple(i for i, use in enumerate(uses) if use.settled_by)
+        upstream.central = tuple(
+            CentralUse(i, isinstance(use.limit, Settled))
+            for i, use in enumerate(uses)
+            if central_of(use.limit) is not None
+        )
         plain = not upstream.settled and all(use.key is None and use.cost is None for use in uses)
         upstream.fixed_keys = (b"",) * len(uses) if plain else None
         upstream.fixed_costs = (1,) * len(uses)

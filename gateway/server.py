@@ -25,6 +25,7 @@ from gateway.conf.changes import cannot_change, diff
 from gateway.conf.faults import ConfError
 from gateway.conf.load import load, placed
 from gateway.conf.schema import Conf
+from gateway.connectors.redis_store import RedisStore
 from gateway.durable import Durable
 from gateway.h1.codec import Codec, load_codec
 from gateway.listening import Listeners, Opening
@@ -136,6 +137,7 @@ class Server:
         self.listeners = Listeners(self.worker, self.sockets)
         self.worker.waitroom = WaitRoom(self.worker)
         self.worker.note_change = self._log_change
+        self.store = self.worker.store = RedisStore(self.worker, self._log_store)
         self.driver: MeshDriver | None = None
         self.mesh: MeshAdapter | NoMesh
         if conf.mesh is None and place is None:
@@ -191,12 +193,16 @@ class Server:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         conf = self.conf
+        self.store.check(conf.redis)
         self.worker.runtime = self.assembly.build(conf)
         stack.push_async_callback(self.assembly.abort)
         self.worker.wheel.start()
         stack.callback(self.worker.wheel.stop)
         self._tick()
         stack.callback(lambda: self._ticking.cancel())
+        stack.push_async_callback(self.store.stop)
+        self.store.configure(conf.redis)
+        await self.store.first_try()
         self.access_log = self._make_access_log(conf)
         stack.push_async_callback(self._stop_access_log)
         joins = False
@@ -410,6 +416,9 @@ class Server:
             upstream.breakers.expire(now_ns)
         self.assembly.registry.look_at_clock(wall_ns() - now_ns, now_ns)
 
+    def _log_store(self, event: str, **facts: object) -> None:
+        (self.log.warning if event == "redis down" else self.log.info)(event, **facts)
+
     def _log_mesh(self, event: str, **facts: object) -> None:
         self.log.info(event, **facts)
 
@@ -474,6 +483,7 @@ class Server:
         return Prepared(new, plan, codec, openings, logs_anew, access_log, spool, changes)
 
     def _prepare_blocking(self, old: Conf, new: Conf) -> tuple[Plan, list[Opening], list[str]]:
+        self.store.check(new.redis)
         plan = self.assembly.prepare(new)
         return plan, self.listeners.prepare(new.listen), diff(old, new)
 
@@ -505,6 +515,7 @@ class Server:
                 self.driver.node.set_keys(sealing_keys(new))
             if join_addresses(new) != join_addresses(old):
                 self.driver.set_join(node_config(new, self.place).join)
+        self.store.configure(new.redis)
         self.assembly.rejoin_held()
         self.durable.commit(new, prepared.spool)
         self.reload_success = True

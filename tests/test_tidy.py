@@ -52,6 +52,7 @@ PEERS_MAY = {"peers", "msgpack", "cryptography"}
 
 # Each third-party name has one door.
 DOORS = {
+    "hiredis": ("gateway/connectors/redis_store.py",),
     "httptools": ("gateway/h1/codec_httptools.py",),
     "h11": ("gateway/h1/codec_h11.py",),
     "httpcore": ("gateway/connectors/relay_httpcore.py",),
@@ -75,12 +76,14 @@ DOORS = {
 HOT = [
     "gateway/routes.py",
     "gateway/proxy/admission.py",
+    "gateway/proxy/central.py",
     "gateway/proxy/downstream.py",
     "gateway/proxy/exchange.py",
     "gateway/proxy/histogram.py",
     "gateway/proxy/keys.py",
     "gateway/proxy/relay.py",
     "gateway/proxy/upstream.py",
+    "gateway/limits/central.py",
     "gateway/limits/gcra.py",
     "gateway/limits/policy.py",
     "gateway/h1/codec_httptools.py",
@@ -278,7 +281,7 @@ def test_top_level_folders_are_the_users() -> None:
 def test_cold_libraries_are_imported_late() -> None:
     program = (
         "import sys, gateway.proxy.downstream, gateway.server;"
-        "cold = {'starlette','uvicorn','prometheus_client','httpcore','click'};"
+        "cold = {'starlette','uvicorn','prometheus_client','httpcore','click','hiredis'};"
         "print(sorted(cold & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -39,6 +39,14 @@ _UPSTREAM_COUNTERS = (
     ("pauses", "egressd_pauses", "Pauses and openings of the upstream's breakers."),
     ("trials", "egressd_trials", "Requests that went as the trial of a half-open breaker."),
 )
+_REDIS_COUNTERS = (
+    ("calls", "egressd_redis_calls", "Questions that requests sent to the store."),
+    ("answers", "egressd_redis_answers", "Answers to them that came in time."),
+    ("charges", "egressd_redis_charges", "Costs that the store was told afterwards."),
+    ("falls", "egressd_redis_falls", "Times that limits fell back from the store to the mesh."),
+    ("failed_over", "egressd_redis_failovers", "Questions that the mesh decided instead."),
+    ("scripts_sent", "egressd_redis_scripts_sent", "Times that the store had lost the script."),
+)
 _BREAKER_STATES = ("closed", "open", "half_open")
 # (metric, help, type) of `Server`'s own figures.
 _COUNT_PREFIXES = (
@@ -82,6 +90,7 @@ class NodeMetrics(Collector):
         yield from _limits(upstreams)
         yield from _mesh(document)
         yield from spool_metrics(document["spool"])
+        yield from _redis(document["redis"])
         yield from _counts(document["counts"])
         yield from process_metrics(document["node"]["uptime_s"])
 
@@ -413,6 +422,28 @@ class _Families(Collector):
 
     def collect(self) -> Iterator[Metric]:
         return iter(self._families)
+
+
+def _redis(store: dict[str, Any] | None) -> Iterator[Metric]:
+    """The central store of limits with `sync = "redis"`; nothing where there is none."""
+    if store is None:
+        return
+    yield _gauge(
+        "egressd_redis_up", "1 while the store decides, 0 while the mesh does.", store["up"]
+    )
+    yield _gauge("egressd_redis_delay_seconds", "To an answer, smoothed.", store["delay_ms"] / 1000)
+    for key, name, text in _REDIS_COUNTERS:
+        counter = CounterMetricFamily(name, text)
+        counter.add_metric((), store[key])
+        yield counter
+    failures = CounterMetricFamily(
+        "egressd_redis_failures",
+        "Times that the store was lost, or could not be had, by reason.",
+        labels=("reason",),
+    )
+    for reason, count in store["reasons"].items():
+        failures.add_metric((reason,), count)
+    yield failures
 
 
 def _counts(counts: dict[str, int]) -> Iterator[Metric]:

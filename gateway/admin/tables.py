@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.clock import MS, monotonic_ns
-from gateway.limits.settled import unwrapped
+from gateway.limits.settled import central_of, unwrapped
 from gateway.proxy.keys import key_of_parts, parts_of_key
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Table(NamedTuple):
     conf: LimitConf
     limit: Any
     parts: tuple[str, ...]  # of the key
+    central: Any = None  # the same limit as a central store keeps it, if one does
 
     def key(self, octets: bytes) -> dict[str, str | None]:
         """A row's key as its parts and their values; empty for a limit without a key."""
@@ -68,7 +69,8 @@ def table_of(served: Served, upstream: str, limit: str) -> Table:
     uses = served.worker.runtime.upstreams[upstream].limit_uses
     for filed, use in zip(conf.limit, uses, strict=True):
         if filed.name == limit:
-            return Table(filed, unwrapped(use.limit), tuple(str(part) for part in filed.key))
+            parts = tuple(str(part) for part in filed.key)
+            return Table(filed, unwrapped(use.limit), parts, central_of(use.limit))
     raise LookupError(limit)
 
 
@@ -130,9 +132,17 @@ def clear_row(served: Served, table: Table, parts: dict[str, str | None], now_ns
     row = limit.peek(key)
     if row is None:
         return False
-    row.clear(now_ns)
-    served.worker.waitroom.poke(row)
+    _clear_row_here(served, table, row, now_ns)
     return True
+
+
+def _clear_row_here(served: Served, table: Table, row: Any, now_ns: int) -> None:
+    """Of a limit in a central store the row behind is cleared, and the store told to follow."""
+    row.clear(now_ns)
+    in_store = table.central.peek(row.key) if table.central is not None else None
+    if in_store is not None:
+        in_store.was_cleared()
+    served.worker.waitroom.poke(row)
 
 
 def clear_steps(served: Served, table: Table) -> Steps[int]:
@@ -149,8 +159,7 @@ def clear_steps(served: Served, table: Table) -> Steps[int]:
                 continue
             row = limit.peek(name)
             if row is not None:
-                row.clear(now_ns)
-                served.worker.waitroom.poke(row)
+                _clear_row_here(served, table, row, now_ns)
                 cleared += 1
         yield
     return cleared

@@ -180,6 +180,7 @@ def node_steps(served: Served) -> Steps[dict[str, Any]]:
         "members": [member_figures(member) for member in stats.pop("members")],
         "mesh": _mesh(stats),
         "spool": served.spool.figures() if served.spool is not None else None,
+        "redis": worker.store.document(),
         "counts": {**worker.counts, "access_log_dropped": worker.ring_dropped},
     }
 

@@ -13,7 +13,9 @@ from pathlib import Path as FilePath
 from gateway.conf.check_routes import route_faults
 from gateway.conf.check_upstream import upstream_faults
 from gateway.conf.faults import Finding, Hints, Path
-from gateway.conf.schema import Conf, Listen, Mesh
+from gateway.conf.redis_url import parse_redis_url
+from gateway.conf.schema import Conf, Listen, Mesh, Redis
+from gateway.conf.secret import Secret
 from gateway.conf.units import size_text
 from gateway.conf.values import Bind
 
@@ -23,6 +25,8 @@ _HEAD_BYTES_MIN = 1 << 10  # below it ordinary requests with a cookie fail
 _HEAD_BYTES_MAX = 1 << 20  # held for each connection while it comes in
 _BODY_BYTES_MAX = 16 << 20  # held for each exchange that may be retried
 _PORT_MAX = 65535
+_STORE_NS_MIN = 1_000_000  # a loop that others use turns no faster
+_STORE_NS_MAX = 1_000_000_000  # every request waits so long when the store is lost
 _WORKER_NAME_MAX = 61  # a member's name has 64, and "/31" stands behind it
 
 
@@ -53,10 +57,12 @@ def faults(conf: Conf, declared_upstreams: Collection[str] = ()) -> list[Finding
         message = "needs `mesh.keys`, with which nodes vouch for their clients"
         found.append(Finding(("spool", "nodes"), message))
     for name, upstream in conf.upstream.items():
-        found += upstream_faults(name, upstream, conf.redis is not None)
+        found += upstream_faults(name, upstream, conf)
         if upstream.retry.body > _BODY_BYTES_MAX:
             message = f"is more than {size_text(_BODY_BYTES_MAX)}, which each exchange may hold"
             found.append(Finding(("upstream", name, "retry", "body"), message))
+    if conf.redis is not None:
+        found += _redis(conf.redis)
     if (
         conf.spool is not None
         and conf.spool.kafka is not None
@@ -64,6 +70,21 @@ def faults(conf: Conf, declared_upstreams: Collection[str] = ()) -> list[Finding
     ):
         found.append(Finding(("spool", "kafka"), "stands instead of `path`; leave one out"))
     return found
+
+
+def _redis(redis: Redis) -> Iterator[Finding]:
+    secret = isinstance(redis.url, Secret)
+    try:
+        url = parse_redis_url(redis.url.reveal() if isinstance(redis.url, Secret) else redis.url)
+    except ValueError as error:
+        yield Finding(("redis", "url"), str(error))
+    else:
+        if url.password and not secret:
+            message = 'holds a password, which is never a literal; use { env = "NAME" } for it all'
+            yield Finding(("redis", "url"), message)
+    if not _STORE_NS_MIN <= redis.timeout <= _STORE_NS_MAX:
+        message = "is no time to wait for a store on each request's way; use 1ms to 1s"
+        yield Finding(("redis", "timeout"), message)
 
 
 def _listeners(conf: Conf) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gateway.conf.faults import Finding, Path
 from gateway.conf.fields import Section
+from gateway.conf.schema import Conf
 from gateway.conf.schema_upstream import Breaker, Headers, LimitConf, Upstream
 from gateway.conf.secret import Secret
 
@@ -37,8 +38,8 @@ _MESH_COUNT_MAX = 0xFFFF_FFFF
 _RATE_ONLY = ("burst", "algorithm", "align", "learn", "cost", "on_partition")
 
 
-def upstream_faults(name: str, upstream: Upstream, redis: bool) -> Iterator[Finding]:
-    """The faults inside one upstream; `redis`: whether there is a [redis] section."""
+def upstream_faults(name: str, upstream: Upstream, conf: Conf) -> Iterator[Finding]:
+    """The faults inside one upstream of `conf`."""
     path: Path = ("upstream", name)
     yield from _transport(upstream, path)
     yield from _headers(upstream.headers, (*path, "headers"))
@@ -53,8 +54,13 @@ def upstream_faults(name: str, upstream: Upstream, redis: bool) -> Iterator[Find
             yield Finding((*here, "name"), f"{limit.name!r} names two limits of this upstream")
         names.add(limit.name)
         yield from _limit(limit, here)
-        if limit.sync == "redis" and not redis:
+        if limit.sync == "redis" and conf.redis is None:
             yield Finding((*here, "sync"), '"redis" needs a [redis] section')
+        elif limit.sync == "redis" and conf.mesh is None:
+            # The cluster's name keys what credentials and rows are called, the same on all nodes;
+            # and each node alone would let the whole rate through while the store is gone.
+            message = '"redis" needs a [mesh]: it decides while the store is gone'
+            yield Finding((*here, "sync"), message)
 
 
 def _transport(upstream: Upstream, path: Path) -> Iterator[Finding]:

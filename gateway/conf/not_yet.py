@@ -29,10 +29,6 @@ def _given(value: Any, _: Any) -> bool:
     return value is not None
 
 
-def _equals(unavailable_value: str) -> Callable[[Any, Any], bool]:
-    return lambda value, _: bool(value == unavailable_value)
-
-
 # To make a key available: take its row out. The tests then name the lines of the reference file
 # and the cases that go with it.
 NOT_YET: tuple[Row, ...] = (
@@ -42,9 +38,7 @@ NOT_YET: tuple[Row, ...] = (
         '"exact" with a window',
         'use "mesh" or "local"',
     ),
-    Row("upstream.*.limit.*.sync", _equals("redis"), '"redis"', 'use "mesh" or "local"'),
     Row("spool.kafka", _given, "", "leave the table out; `path` is the embedded store"),
-    Row("redis", _given, "", "leave the table out"),
 )
 
 

@@ -159,6 +159,20 @@ class LimitSet:
                 return None
         return self._admit_slow(entries, costs, now_ns, waited, asked, wait_ns)
 
+    def is_clear(
+        self, entries: Sequence[Entry], costs: Sequence[int], now_ns: int, in_line: bool
+    ) -> bool:
+        """Whether no limit holds the request up, as far as is known here. Takes and counts nothing.
+
+        For limits of a central store, which is asked only then (`gateway.proxy.central`).
+        """
+        for i, entry in enumerate(entries):
+            if entry.limit.dry_run:
+                continue
+            if (entry.waiting is not None and not in_line) or entry.ask(costs[i], now_ns) != ROOM:
+                return False
+        return True
+
     def wait_at(self, refusal: Refusal, cost: int) -> None:
         """Counts the refused request as waiting, where this is real demand (see above)."""
         if refusal.sole and not refusal.holding:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.limits.central import CentralLimit
 from gateway.limits.stick_table import StickTable
 from gateway.limits.verdict import ROOM, Entry, Limit
 
-__all__ = ["Settled", "SettledRow", "unwrapped"]
+__all__ = ["Settled", "SettledRow", "central_of", "unwrapped"]
 
 # The mean follows the last 32 responses or so: enough to smooth single ones, few enough to follow
 # a client that turns from small prompts to large ones.
@@ -165,6 +166,13 @@ class Settled(StickTable[SettledRow]):
 
 def unwrapped(limit: Limit) -> Limit:
     """The limit that has the rate or the slots, whatever is around it."""
-    while isinstance(limit, Settled):
+    while isinstance(limit, Settled | CentralLimit):
         limit = limit.inner
     return limit
+
+
+def central_of(limit: Limit) -> CentralLimit | None:
+    """The limit of the central store, if it is one, whatever is around it."""
+    while isinstance(limit, Settled):
+        limit = limit.inner
+    return limit if isinstance(limit, CentralLimit) else None

@@ -15,7 +15,7 @@ from gateway.breaker.signals import ADDRESS, PASS, SPEAKING, Decision, Signal, r
 from gateway.breaker.states import GO, Cause
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase
-from gateway.proxy import pauses
+from gateway.proxy import central, pauses
 from gateway.proxy.clients import ANONYMOUS, Client
 from gateway.proxy.counts import RETRY_CREDIT_MAX
 from gateway.proxy.keys import credential_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.h1.message import Fields, RequestHead, ResponseHead
     from gateway.limits.policy import Refusal
     from gateway.limits.verdict import Entry
+    from gateway.proxy.central import Question
     from gateway.proxy.graph import Upstream, Worker
 
 __all__ = [
@@ -54,6 +55,9 @@ __all__ = [
 # A request whose token is on its way from another node is held at least so long, whatever `wait`
 # says: an answer takes a round trip, and one lost datagram is made good within 20 to 50 ms.
 LEASE_WAIT_NS = SECOND // 10
+# The head of a queue is looked at so often while its answer from the central store is on its way.
+# The answer, or the store's timeout, calls by itself: this only has to be no busy loop.
+ANSWER_LOOK_NS = SECOND // 10
 LEASE_MIN_NS = SECOND  # a trial that is silent for less is only slow (MESH.md section 4)
 
 
@@ -86,6 +90,7 @@ class Admittee:
         "keys",
         "last_blocked",
         "path",
+        "question",
         "refusal",
         "sent_epochs",
         "source",
@@ -120,6 +125,7 @@ class Admittee:
         self.waited_ns = 0
         self.connected_ns = 0  # when its current send went out
         self.blocker: Any = None  # where it stands; None while it does not wait
+        self.question: Question | None = None  # to the central store, on its way
         self.refusal: Refusal | None = None
         self.last_blocked: Blocked | None = None
         self.admitted = False
@@ -148,6 +154,10 @@ class Admittee:
     def try_again(self, now_ns: int) -> Blocked | None:
         """Asks for everything once more; None: admitted and taken."""
         return _ask(self, now_ns)
+
+    def asked_centrally(self, now_ns: int) -> None:
+        """The central store has answered, or is gone: the half that moves octets goes on."""
+        raise NotImplementedError
 
 
 def first_ask(exchange: Admittee, now_ns: int) -> Blocked | None:
@@ -196,6 +206,7 @@ def ask_anew(exchange: Admittee, before: Upstream, now_ns: int) -> Blocked | Non
 
     Raises GatewayError.
     """
+    central.drop(exchange)
     if exchange.refusal is not None:
         exchange.upstream.limit_set.carry(exchange.refusal, before.limit_set)
     _find_keys(exchange, now_ns)
@@ -485,12 +496,23 @@ def _ask(exchange: Admittee, now_ns: int) -> Blocked | None:
     limit_set = upstream.limit_set
     if limit_set.limits:
         entries = limit_set.rows(exchange.keys, now_ns)
+        if upstream.central and central.question(exchange, entries, now_ns) is not None:
+            return _asked_slow(exchange, now_ns)
         refusal = limit_set.admit(entries, exchange.costs, now_ns, exchange.refusal)
         if refusal is not None:
             return _blocked_slow(exchange, refusal)
         exchange.entries = entries
     slots.take(1, now_ns)
     return None
+
+
+def _asked_slow(exchange: Admittee, now_ns: int) -> Blocked:
+    """Its answer calls. Meanwhile the head of a queue stays where it is, and nobody behind it is
+    tried; at its deadline it leaves like any other."""
+    at = exchange.blocker
+    limit = exchange.upstream.limit_uses[exchange.upstream.central[0].position].limit
+    left_ns = exchange.wait_until_ns - now_ns - 1
+    return Blocked(at, max(1, min(ANSWER_LOOK_NS, left_ns)), ErrorKind.LIMITED, limit.name, 0)
 
 
 def _no_connection_slow(exchange: Admittee, now_ns: int) -> Blocked:

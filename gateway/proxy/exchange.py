@@ -20,7 +20,7 @@ from gateway.h1.forward import (
     upgrade_fields,
 )
 from gateway.h1.message import Fields, Framing, RequestHead
-from gateway.proxy import admission
+from gateway.proxy import admission, central
 from gateway.proxy.answers import error_answer
 from gateway.proxy.flow import HELD_BYTES_MAX, PAUSE_HELD, PAUSE_PEER
 from gateway.proxy.graph import AccessRecord
@@ -131,6 +131,18 @@ class Exchange(Respondent):
         else:
             self._hold(blocked, now_ns)
 
+    def asked_centrally(self, now_ns: int) -> None:
+        """The central store has answered, or is gone: asks for everything once more."""
+        try:
+            blocked = self.try_again(now_ns)
+        except GatewayError as error:
+            self.fail(error)
+            return
+        if blocked is None:
+            self.dispatch(now_ns)
+        else:
+            self._hold(blocked, now_ns)
+
     def _answer_self_slow(self) -> None:
         """Max-Forwards says that the request goes no further (RFC 9110 section 7.6.2)."""
         if self.head.method == b"TRACE":
@@ -220,6 +232,9 @@ class Exchange(Respondent):
         self._credential = None  # the upstream's rules may have set another
 
     def _hold(self, blocked: admission.Blocked, now_ns: int) -> None:
+        if self.question is not None:
+            self.stage = Stage.HELD  # in no queue: its answer calls
+            return
         error = admission.may_wait(self, blocked, now_ns)
         if error is None:
             self.stage = Stage.HELD
@@ -387,7 +402,11 @@ class Exchange(Respondent):
             blocked = admission.ask_once_more(self, now_ns)
         except GatewayError:
             return False
-        if blocked is not None and not admission.ends_in_time(self, blocked, now_ns):
+        if (
+            blocked is not None
+            and self.question is None
+            and not admission.ends_in_time(self, blocked, now_ns)
+        ):
             return False
         counts = self.upstream.counts
         counts.retried += 1
@@ -527,6 +546,8 @@ class Exchange(Respondent):
     def _release(self) -> None:
         """Lets go of the waitroom's, the pool's and the connection's part in this exchange."""
         self.worker.waitroom.leave(self)
+        if self.question is not None:
+            central.drop(self)
         held = self._held
         if held is not None:
             self._heed_slow(held, self.worker.now_ns())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from gateway.breaker.outcome import FailureRule
 from gateway.clock import monotonic_ns, wall_ns
@@ -19,6 +19,7 @@ from gateway.h1.codec import Codec, HeadLimits
 from gateway.h1.dates import HttpDate
 from gateway.h1.message import HTTP_2
 from gateway.h1.trace import is_request_id
+from gateway.limits.central import NoStore
 from gateway.limits.verdict import Limit
 from gateway.proxy.clients import ClientTable
 from gateway.proxy.deadlines import Wheel
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
     from gateway.breaker.states import Change
     from gateway.breaker.table import BreakerTable
     from gateway.h1.forward import FieldRules
+    from gateway.limits.central import CentralRow
     from gateway.limits.inflight import InflightRow
     from gateway.limits.lessons import Lessons
     from gateway.limits.policy import LimitSet
     from gateway.proxy.admission import Admittee
+    from gateway.proxy.central import Question
     from gateway.proxy.clients import Network
     from gateway.proxy.counts import UpstreamCounts
     from gateway.proxy.downstream import DownstreamProtocol
@@ -49,12 +52,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessRecord",
+    "CentralUse",
     "KeyPart",
     "LimitUse",
     "Listener",
     "Mesh",
     "RetryRule",
     "Runtime",
+    "Store",
     "Timeouts",
     "Upstream",
     "Wait",
@@ -108,6 +113,13 @@ class LimitUse(NamedTuple):
     settled_by: bytes = b""  # the response field that tells the true cost, lower case
 
 
+class CentralUse(NamedTuple):
+    """Which of an upstream's limits a central store keeps, and whether `Settled` is around it."""
+
+    position: int
+    settled: bool
+
+
 class AccessRecord(NamedTuple):
     """What the access log gets of an exchange; durations are nanoseconds."""
 
@@ -142,6 +154,7 @@ class Upstream:
     __slots__ = (
         "body_statuses",
         "breakers",
+        "central",
         "counts",
         "failure",
         "fixed_costs",
@@ -171,6 +184,7 @@ class Upstream:
     limit_set: LimitSet
     lessons: Lessons
     limit_uses: tuple[LimitUse, ...]
+    central: tuple[CentralUse, ...]  # none, but with `sync = "redis"`
     slots: InflightRow  # its connections, each exchange that was admitted holds one
     fixed_keys: tuple[bytes, ...] | None  # None: keys or costs differ from request to request
     fixed_costs: tuple[int, ...]
@@ -231,6 +245,23 @@ class Mesh(Protocol):
 
     def trial_at_ns(self, upstream: Upstream, change: Change, now_ns: int) -> int:
         """When this node may send the trial of an opened breaker."""
+        ...
+
+
+class Store(Protocol):
+    """The central store as the data path sees it (`gateway.connectors.redis_store`)."""
+
+    up: bool
+    epoch: int
+
+    def ask(self, question: Question, now_ns: int) -> bool:
+        """Sends it; the answer is a call. False: the store is down, nothing was sent."""
+        ...
+
+    def charge(self, row: CentralRow, cost: int, now_ns: int) -> None: ...
+
+    def document(self) -> dict[str, Any] | None:
+        """What the admin interface shows; None where no store is configured."""
         ...
 
 
@@ -310,6 +341,7 @@ class Worker:
         "ring_dropped",
         "runtime",
         "spool",
+        "store",
         "via",
         "waitroom",
         "wall_ns",
@@ -340,6 +372,7 @@ class Worker:
         self.draining = False
         self.spool: SpoolDoor | None = None
         self._unwritten: list[Relay] = []
+        self.store: Store = NoStore()
         self.note_change: Callable[[str, Change], None] = _nothing
         self.counts: dict[str, int] = defaultdict(int)
         self.requests = 0  # numbered, so that each can be named; see `request_id_slow`

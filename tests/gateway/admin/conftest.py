@@ -14,6 +14,7 @@ from gateway.breaker.table import BreakerTable
 from gateway.clock import SECOND, monotonic_ns
 from gateway.conf.load import load
 from gateway.h1.codec import HeadLimits
+from gateway.limits.central import NoStore
 from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
 from gateway.limits.lessons import Lesson, Lessons
@@ -85,6 +86,7 @@ def make_served(tmp_path: Path) -> Callable[..., Any]:
             draining=False,
             counts=defaultdict(int, {"bad_requests_bad_request": 2, "stale_connection_retries": 1}),
             ring_dropped=0,
+            store=NoStore(),
         )
         return SimpleNamespace(
             name=conf.node.name,
