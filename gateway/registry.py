@@ -97,11 +97,11 @@ def _central_levers(central: CentralLimit) -> tuple[Fill | None, Scale | None]:
 
     def fill(now_ns: int) -> None:
         fill_behind(now_ns)
-        central.tell_anew()
+        central.filled()
 
     def scale(factor: float, now_ns: int) -> None:
         scale_behind(factor, now_ns)
-        central.factor = factor
+        central.scale(factor, now_ns)
 
     return fill, scale
 

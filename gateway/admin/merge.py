@@ -22,6 +22,7 @@ LARGEST = frozenset(
         "commit_max_s",
         "dead_letters",
         "closed_ns",
+        "delay_ms",
         "delay_ns",
         "effective_burst",
         "epoch",
@@ -42,6 +43,7 @@ LARGEST = frozenset(
         "remaining_ms",
         "rows",
         "rows_read",
+        "since_ns",
         "slow_head_ms",
         "strays",
         "tokens",
@@ -49,7 +51,7 @@ LARGEST = frozenset(
 )
 SMALLEST = frozenset({"heard_ms", "rate_factor", "rate_in_force", "rtt_ms", "uptime_s"})
 # A flag is up where any worker has it up, except for these.
-ALL_OF = frozenset({"ready", "reload_success"})
+ALL_OF = frozenset({"ready", "reload_success", "up"})
 # Tables in lists are the same thing where these are equal.
 NAMES = ("name", "credential")
 BEST = {"alive": 3, "suspect": 2, "left": 1, "dead": 0}

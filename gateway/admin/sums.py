@@ -44,6 +44,8 @@ GAUGES: dict[str, Callable[[list[float]], float]] = {
     "egressd_mesh_rtt_seconds": min,
     "egressd_mesh_staleness_seconds": min,
     "egressd_rate_ratio": min,
+    "egressd_redis_delay_seconds": max,
+    "egressd_redis_up": min,
     "egressd_spool_commit_max_seconds": max,
     "egressd_spool_dead_letters": max,
     "egressd_spool_oldest_seconds": max,

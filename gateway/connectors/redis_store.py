@@ -401,7 +401,7 @@ class RedisStore:
         while True:
             try:
                 link = await self._connect(url)
-            except (OSError, TimeoutError):
+            except (OSError, TimeoutError, UnicodeError):  # the last: a name that is none
                 self._down("unreachable")
             else:
                 # What goes wrong from here on closes the link, which says why.

@@ -172,10 +172,11 @@ class CentralRow:
     def level(self, now_ns: int) -> float:
         """The wrapped row's level in tokens, debt included; for a window what is used of it."""
         limit = self.limit
-        free, full_ns = limit.inner.remaining(self.inner, now_ns)
         if limit.window:
+            free, full_ns = limit.inner.remaining(self.inner, now_ns)
             return max(0.0, float(limit.most - free)) if full_ns > 0 else 0.0
-        return full_ns * limit.tokens_per_ns
+        inner: Any = self.inner  # a smooth row, the node's own or the mesh's, has a level
+        return float(inner.level(now_ns))
 
     def _closed(self, cost: int, now_ns: int) -> bool:
         return now_ns < self.closed_until_ns and cost >= self.closed_cost
@@ -248,9 +249,18 @@ class CentralLimit(StickTable[CentralRow]):
         """As the wrapped limit says, which sees what the store grants to the nodes of the mesh."""
         return self.inner.remaining(entry.inner, now_ns)
 
-    def tell_anew(self) -> None:
-        """All rows of the wrapped limit know of more than the store."""
+    def scale(self, factor: float, now_ns: int) -> None:
+        """The rate drains at that share of itself; waits that were told become so much shorter."""
         for row in self:
+            if now_ns < row.closed_until_ns:
+                left_ns = row.closed_until_ns - now_ns
+                row.closed_until_ns = now_ns + int(left_ns * self.factor / factor)
+        self.factor = factor
+
+    def filled(self) -> None:
+        """All rows of the wrapped limit lost their burst, as the store's have to."""
+        for row in self:
+            row.purse = 0
             row.tell_anew()
 
     def _new_row(self, key: bytes, now_ns: int, full: bool) -> CentralRow:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gateway.breaker.outcome import Outcome
 from gateway.breaker.providers import recognised
 from gateway.breaker.signals import ADDRESS, PASS, SPEAKING, Decision, Signal, read_signal
-from gateway.breaker.states import GO, Cause
+from gateway.breaker.states import GO, BreakerState, Cause
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase
 from gateway.proxy import central, pauses
@@ -507,9 +507,17 @@ def _ask(exchange: Admittee, now_ns: int) -> Blocked | None:
 
 
 def _asked_slow(exchange: Admittee, now_ns: int) -> Blocked:
-    """Its answer calls. Meanwhile the head of a queue stays where it is, and nobody behind it is
-    tried; at its deadline it leaves like any other."""
+    """Its answer calls. Meanwhile the head of a row's queue stays where it is, and nobody behind it
+    is tried; at its deadline it leaves like any other. Whom a breaker held until it closed leaves
+    its queue: all of those may ask at once, but of a half-open one only the trial."""
     at = exchange.blocker
+    last = exchange.last_blocked
+    if (
+        last is not None
+        and last.kind in (ErrorKind.PAUSED, ErrorKind.BREAKER_OPEN)
+        and last.blocker.state is BreakerState.CLOSED
+    ):
+        at = None
     limit = exchange.upstream.limit_uses[exchange.upstream.central[0].position].limit
     left_ns = exchange.wait_until_ns - now_ns - 1
     return Blocked(at, max(1, min(ANSWER_LOOK_NS, left_ns)), ErrorKind.LIMITED, limit.name, 0)

@@ -150,6 +150,12 @@ class WaitRoom:
                 self._left(blocker)
                 exchange.blocker = None
                 exchange.dispatch(now_ns)
+            elif blocked.blocker is None:
+                # It has asked the central store, and so may those behind it: none waits for the
+                # answer to another, as they would for a round trip each after a pause.
+                blocker.waiting.pop()
+                self._left(blocker)
+                exchange.blocker = None
             elif now_ns + blocked.wait_ns >= exchange.wait_until_ns:
                 self.leave(exchange)
                 exchange.wait_over(now_ns)

@@ -27,9 +27,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.central import BATCHES as BATCHES_CENTRAL
+from bench.central import store_figures
 from bench.packages import install, virtual_environment, which
 from bench.process import BenchError, Process, free_port, wait_for_port
 
+from gateway.clock import monotonic_ns
 from gateway.limits.gcra import Gcra
 from gateway.limits.policy import LimitSet, Rule
 from gateway.limits.verdict import Limit
@@ -167,9 +170,22 @@ def own_figures(keys_many: int, batches: int) -> list[Figure]:
     return found
 
 
+def central_figures(port: int, keys_many: int, batches: int) -> list[Figure]:
+    """Limits with `sync = "redis"` and the mesh's behind them (`bench.central`)."""
+    found = []
+    for limits in (1, 3):
+        for count in (1, keys_many):
+            keys = [b"key-%06d" % i for i in range(count)]
+            behind = mesh_set(limits, keys, monotonic_ns()).limit_set.limits
+            rows = store_figures(port, limits, keys, behind, COUNT, min(batches, BATCHES_CENTRAL))
+            found += [Figure(what, limits, count, *times) for what, *times in rows]
+    return found
+
+
 def rival_figures(folder: Path, keys_many: int) -> tuple[list[Figure], list[str]]:
     """What the others cost, and why some are missing."""
     absent = []
+    figures: list[Figure] = []
     environment = folder / "venv-rivals"
     why = virtual_environment(environment, RIVALS)
     if why:
@@ -189,13 +205,15 @@ def rival_figures(folder: Path, keys_many: int) -> tuple[list[Figure], list[str]
         wait_for_port(server, port)
         argv += ["--redis-port", str(port)]
     try:
+        if server is not None:
+            figures = central_figures(port, keys_many, BATCHES)
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=600)
     finally:
         if server is not None:
             server.stop()
     if done.returncode:
-        return [], [*absent, done.stderr.strip()[-500:]]
-    return [Figure(*row) for row in json.loads(done.stdout)], absent
+        return figures, [*absent, done.stderr.strip()[-500:]]
+    return [*figures, *(Figure(*row) for row in json.loads(done.stdout))], absent
 
 
 def lines_of(figures: Sequence[Figure]) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.clock import SECOND, monotonic_ns, wall_ns
 from gateway.conf.schema_upstream import LimitConf
+from gateway.limits.central import CentralLimit
 from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
 from gateway.limits.settled import Settled, unwrapped
@@ -289,3 +290,46 @@ def test_a_clock_that_is_set_moves_the_next_windows_of_the_mesh() -> None:
     row: Any = limit.entry(b"new", now_ns)
     row.take(10, now_ns)
     assert (now_ns + row.ask(1, now_ns) + limit.wall_offset_ns) % (60 * SECOND) == 0
+
+
+def test_a_limit_of_the_store_has_the_meshs_behind_it() -> None:
+    mesh = Mesh()
+    registry = Registry(mesh)
+    of_mesh = registry.limit("u", conf())
+    in_store = registry.limit("u", conf(sync="redis", rate="200/s"))
+    assert isinstance(in_store, CentralLimit)
+    assert in_store.inner is of_mesh, "the counter goes on"
+    assert (in_store.most, in_store.window) == (10, False)
+    assert in_store.tokens_per_ns == pytest.approx(200 / SECOND)
+    row = in_store.entry(b"k", 0)
+    assert registry.limit("u", conf(sync="redis", burst=20)) is in_store
+    assert in_store.entry(b"k", 0) is row and in_store.most == 20
+    window = registry.limit("u", conf(sync="redis", algorithm="window", align="clock"))
+    assert isinstance(window, CentralLimit) and window.window and window.aligned
+    assert window.most == 100
+    assert not isinstance(registry.limit("u", conf()), CentralLimit)
+    registry.keep_only([], [])
+    assert registry.limit("u", conf(sync="redis")) is not in_store
+
+
+def test_a_cost_that_is_told_afterwards_in_front_of_the_store() -> None:
+    limit = Registry(Mesh()).limit("u", conf(sync="redis", cost={"response_header": "X-Cost"}))
+    assert isinstance(limit, Settled) and isinstance(limit.inner, CentralLimit)
+
+
+def test_a_pauses_end_reaches_the_limit_behind_and_the_store() -> None:
+    limit = Registry(Mesh()).limit("u", conf(sync="redis"))
+    assert isinstance(limit, CentralLimit)
+    fill, scale = levers(limit)
+    assert fill is not None and scale is not None
+    now_ns = monotonic_ns()
+    row = limit.entry(b"", now_ns)
+    row.granted(3, now_ns)
+    row.told_epoch = 0
+    fill(now_ns)
+    assert row.purse == 0 and row.told_epoch != 0
+    assert row.level(now_ns) == pytest.approx(10.0, abs=0.1)
+    scale(0.5, now_ns)
+    assert limit.factor == 0.5
+    assert isinstance(limit.inner, Gcra)
+    assert limit.inner.tokens_per_ns == pytest.approx(50 / SECOND)

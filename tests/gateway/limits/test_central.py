@@ -147,6 +147,19 @@ def test_a_pauses_end_and_the_upstreams_word_are_told(limit: CentralLimit) -> No
     assert told(other) == (pytest.approx(3.0), 1)
 
 
+def test_a_scaled_rate_scales_the_waits_and_not_what_is_used(limit: CentralLimit) -> None:
+    row = limit.entry(b"", 0)
+    assert isinstance(limit.inner, Gcra)
+    row.inner.take(4, 0)
+    row.refused(1, 100 * MS, 0)
+    limit.inner.scale(0.1, 0)
+    limit.scale(0.1, 0)
+    assert row.ask(1, 0) == pytest.approx(SECOND)
+    assert told(row)[0] == pytest.approx(4.0)
+    limit.scale(0.5, SECOND // 2)
+    assert row.ask(1, SECOND // 2) == pytest.approx(100 * MS)
+
+
 def test_the_arguments_of_smooth_limits_and_windows(store: Store) -> None:
     smooth = CentralLimit(Gcra("s", 100, SECOND, 7), store, b"s", 1)
     smooth.configure(100, SECOND, 7, window=False, aligned=False)

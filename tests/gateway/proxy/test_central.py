@@ -217,6 +217,27 @@ def test_who_waits_in_line_for_redis_is_served_by_the_mesh(make: Make, server: R
         assert waiting.response().status == 200
 
 
+def test_who_was_held_by_a_pause_goes_with_all_others(make: Make, server: RedisServer) -> None:
+    paused = answer(status=b"429 Too Many Requests", fields=b"Retry-After: 1\r\n")
+
+    async def script(connection: Any, request: Any) -> bool | None:
+        said = paused if len(origin.requests) == 1 else answer()
+        return await said(connection, request)
+
+    upstream = limit("1000/s", 100, wait="30s")
+    gateway, origin = make(script, upstream, store_conf(server.url))
+    with ExitStack() as stack:
+        clients = [stack.enter_context(gateway.client()) for _ in range(20)]
+        assert clients[0].get().status == 429
+        for client in clients:
+            client.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        gateway.until(lambda: gateway.server.worker.waitroom.waiting_count == 20)
+        assert {client.response().status for client in clients} == {200}
+    assert gateway.server.worker.waitroom.waiting_count == 0
+    assert len(origin.requests) == 21
+    assert store(gateway)["answers"] == store(gateway)["calls"]
+
+
 def behind(gateway: Gateway) -> list[Any]:
     """The rows of the limit behind the central one."""
     return list(gateway.upstream("api").limit_set.limits[0].inner.rows())
