@@ -16,7 +16,7 @@ from gateway.clock import MS
 from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
 from gateway.h1.forward import forward_response
 from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
-from gateway.proxy import admission
+from gateway.proxy import admission, central
 from gateway.proxy.clients import ANONYMOUS
 from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.exchange import Exchange
@@ -215,6 +215,9 @@ class Sending(Exchange):
         self._wait(HELD_NS_MAX)
 
     def _hold(self, blocked: admission.Blocked, now_ns: int) -> None:
+        if self.question is not None:
+            self.stage = Stage.HELD  # in no queue: the central store's answer calls
+            return
         if blocked.wait_ns <= HELD_NS_MAX and admission.ends_in_time(self, blocked, now_ns):
             self.stage = Stage.HELD
             if self.worker.waitroom.join(self, blocked, now_ns):
@@ -256,6 +259,7 @@ class Sending(Exchange):
             super().over(termination, error)
             self.store_end.over()
         else:
+            central.drop(self)
             self.stage = Stage.OVER  # nothing was taken, and nothing happened that a log tells
 
     # The response.
