@@ -28,17 +28,20 @@ async def play() -> None:
     """Plays the demo up to its pause, and takes the pictures."""
     with tempfile.TemporaryDirectory(prefix="egressd-screenshot-") as folder:
         scene = Scene(Path(folder), make_display(True))
-        try:
-            await scene.start()
-            url = f"http://127.0.0.1:{scene.nodes[0].ports.admin}/"
-            with Browser() as browser:
+        # A browser that starts takes the processors away for a second: not while the load rises.
+        with Browser() as browser:
+            try:
+                await scene.start()
+                url = f"http://127.0.0.1:{scene.nodes[0].ports.admin}/"
                 await asyncio.to_thread(browser.open, url)
                 await scene.watch("steady", SECONDS)
                 await scene.pause()
                 await scene.watch("after", SECONDS)
+                if scene.findings.refused_unasked:
+                    raise SystemExit("the origin refused unasked: the machine is too busy")
                 await asyncio.to_thread(pictures, browser)
-        finally:
-            await scene.stop()
+            finally:
+                await scene.stop()
 
 
 def pictures(browser: Browser) -> None:
