@@ -81,6 +81,7 @@ HOT = [
     "gateway/proxy/exchange.py",
     "gateway/proxy/histogram.py",
     "gateway/proxy/keys.py",
+    "gateway/proxy/record.py",
     "gateway/proxy/relay.py",
     "gateway/proxy/upstream.py",
     "gateway/limits/central.py",

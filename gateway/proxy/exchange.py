@@ -23,7 +23,7 @@ from gateway.h1.message import Fields, Framing, RequestHead
 from gateway.proxy import admission, central
 from gateway.proxy.answers import error_answer
 from gateway.proxy.flow import HELD_BYTES_MAX, PAUSE_HELD, PAUSE_PEER
-from gateway.proxy.graph import AccessRecord
+from gateway.proxy.record import access_record
 from gateway.proxy.response import Carrier, Respondent
 from gateway.proxy.spooling import STATUS_PATH, prefers_async
 from gateway.proxy.stage import Stage
@@ -576,43 +576,9 @@ class Exchange(Respondent):
         if runtime.access_log and (
             runtime.access_sample >= 1.0 or self._is_logged(termination, error)
         ):
-            self.worker.record(self._access_record(now_ns, termination, error))
+            self.worker.record(access_record(self, now_ns, termination, error))
 
     def _is_logged(self, termination: Termination, error: GatewayError | None) -> bool:
         """Whether a log that has only a sample of what went well has this exchange."""
         failed = error is not None or self.status >= 400 or termination.source is not Source.NONE
         return failed or self.worker.chance() < self.worker.runtime.access_sample
-
-    def _access_record(
-        self, now_ns: int, termination: Termination, error: GatewayError | None
-    ) -> AccessRecord:
-        head = self.head
-        arrival_ns = self.arrival_ns
-        connected_ns = self.connected_ns  # of an earlier send, if before the last was dispatched
-        blocked = self.last_blocked
-        target = head.target  # of the proxy form only the path: Host has the rest
-        return AccessRecord(
-            self.worker.wall_ns(),
-            self.downstream.source,
-            self.client.name,
-            self.downstream.listener.name,
-            self.upstream_name,
-            head.method,
-            head.host,
-            target if target.startswith((b"/", b"*")) else self.path,
-            self.status,
-            self.bytes_in,
-            self.bytes_out,
-            self.request_ns,
-            self.waited_ns,
-            connected_ns - self.dispatched_ns if connected_ns >= self.dispatched_ns > 0 else -1,
-            self.response_ns - connected_ns if self.response_ns >= connected_ns > 0 else -1,
-            now_ns - arrival_ns + self.request_ns,
-            self.attempts,
-            blocked.limit if blocked is not None else "",
-            self.number,
-            head.request_id,
-            head.traceparent,
-            termination,
-            error,
-        )
