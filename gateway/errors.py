@@ -68,6 +68,7 @@ class ErrorKind(enum.Enum):
     EXPECTATION_FAILED = _Facts(417, "http_request_error", Source.CLIENT, Retry.NEVER, "Expectation cannot be met")
     HEAD_TOO_LARGE = _Facts(431, "http_request_error", Source.CLIENT, Retry.NEVER, "Request head too large")
     NOT_IMPLEMENTED = _Facts(501, "http_request_error", Source.CLIENT, Retry.NEVER, "Not implemented")
+    VERSION_NOT_SUPPORTED = _Facts(505, "http_request_error", Source.CLIENT, Retry.NEVER, "HTTP version not supported")
     NO_ROUTE = _Facts(404, "destination_not_found", Source.POLICY, Retry.NEVER, "No route for this request")
     TARGET_DENIED = _Facts(403, "http_request_denied", Source.POLICY, Retry.NEVER, "Target not allowed")
     ADDRESS_DENIED = _Facts(403, "destination_ip_prohibited", Source.POLICY, Retry.NEVER, "Target address not allowed")

@@ -13,6 +13,7 @@ is passed on uncopied.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import ClassVar, Final
 
@@ -44,6 +45,11 @@ _BY_CHUNKS: Final = Framing.CHUNKED
 
 # RFC 9112 section 2.3: the version is case-sensitive. 0.9 has no heads, 2 and 3 other octets.
 _MINOR: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
+_VERSION: Final = re.compile(rb"HTTP/([0-9])\.[0-9]").fullmatch
+
+# RFC 9112 section 5.1: a response's field may have space between its name and the colon, which a
+# proxy removes. A start-line has no line before it, and a folded one does not begin with a token.
+_SPACES_BEFORE_COLON: Final = re.compile(rb"(?<=\n)([!#$%&'*+\-.^_`|~0-9A-Za-z]+)[ \t]+(?=:)")
 
 # A server may send 102 every 20 s (RFC 2518 section 10.1); with the default total timeout of 10 min
 # that is 30, and twice as many are no longer progress.
@@ -229,7 +235,8 @@ class RequestFramer(_Framer):
         method, target, version = parts
         minor = _MINOR.get(version)
         if minor is None:
-            raise BadMessage(self._bad, "version is not HTTP/1.x", "RFC 9112 section 2.3")
+            self._other_version_slow(method, target, version, block, rest)
+            return
         limits = self._limits
         if len(target) > limits.target_bytes_max:
             raise BadMessage(self._too_long, "target is too long", "RFC 9112 section 3")
@@ -249,6 +256,20 @@ class RequestFramer(_Framer):
             self._begin_length(head.content_length, rest)
         else:
             self._begin_chunks(rest)
+
+    def _other_version_slow(
+        self, method: bytes, target: bytes, version: bytes, block: bytes, rest: bytes
+    ) -> None:
+        """A higher minor version is read as the highest that we know (RFC 9110 section 2.5)."""
+        found = _VERSION(version)
+        if found is None:
+            raise BadMessage(self._bad, "version is not valid", "RFC 9112 section 2.3")
+        if found[1] != b"1":
+            raise BadMessage(
+                ErrorKind.VERSION_NOT_SUPPORTED, "version is not HTTP/1.x", "RFC 9110 15.6.6"
+            )
+        line = b"%b %b HTTP/1.1" % (method, target)
+        self._head_received(line + block[block.find(b"\r\n") :], rest)
 
     def _bad_line_slow(self, block: bytes, rest: bytes) -> None:
         """One empty line before a request-line is ignored (RFC 9112 section 2.2)."""
@@ -351,19 +372,31 @@ class ResponseFramer(_Framer):
         lines = judge_octets(block, self._bad)
         parts = block[: block.find(b"\r\n")].split(b" ", 2)
         minor = _MINOR.get(parts[0])
+        if minor is None:
+            self._other_version_slow(parts[0], block, rest)
+            return
         # Servers in use leave out the space before an empty reason-phrase.
-        if minor is None or len(parts) < 2:
+        if len(parts) < 2:
             raise BadMessage(self._bad, "status-line is not valid", "RFC 9112 section 4")
         code = parts[1]
         if len(code) != 3 or not code.isdigit() or code < b"100":
             raise BadMessage(self._bad, "status is not valid", "RFC 9112 section 4")
         if lines - 2 > self._limits.fields_max:
             self._check_count(lines - 2)
-        fields = self._tokenize(block)
+        repaired = False
+        try:
+            fields = self._tokenize(block)
+        except BadMessage:
+            without = _SPACES_BEFORE_COLON.sub(rb"\1", block)
+            if len(without) == len(block):
+                raise
+            fields = self._tokenize(without)
+            repaired = True
         head = ResponseHead(int(code), parts[2] if len(parts) == 3 else b"", minor, fields)
         judge_response(head, self._method)
-        if len(fields) != lines - 2:
-            # A line was folded, and unfolded (RFC 9112 section 5.2): not a server to rely upon.
+        if repaired or len(fields) != lines - 2:
+            # Spaces were removed, or a folded line unfolded (RFC 9112 sections 5.1 and 5.2): not a
+            # server to rely upon.
             head.keep_alive = False
         if head.status < 200 and head.status != 101:
             self._interim_received(head, rest)
@@ -384,6 +417,13 @@ class ResponseFramer(_Framer):
             self._state = _CLOSE
             if rest:
                 self._sink.body_received(rest)
+
+    def _other_version_slow(self, version: bytes, block: bytes, rest: bytes) -> None:
+        """A higher minor version is read as the highest that we know (RFC 9110 section 2.5)."""
+        found = _VERSION(version)
+        if found is None or found[1] != b"1":
+            raise BadMessage(self._bad, "status-line is not valid", "RFC 9112 section 4")
+        self._head_received(b"HTTP/1.1" + block[len(version) :], rest)
 
     def _interim_received(self, head: ResponseHead, rest: bytes) -> None:
         self._interim += 1

@@ -63,9 +63,9 @@ def test_a_kind_has_an_answer(kind: ErrorKind) -> None:
 
 @pytest.mark.parametrize("kind", ErrorKind, ids=lambda kind: kind.name)
 def test_blame_and_status_fit_together(kind: ErrorKind) -> None:
-    """A fault of the client's is a 4xx or a 501; one of the upstream's a 502 or a 504."""
+    """A fault of the client's is a 4xx, 501 or 505; one of the upstream's a 502 or a 504."""
     if kind.source in (Source.CLIENT, Source.CLIENT_TIMEOUT):
-        assert kind.status < 500 or kind.status == 501
+        assert kind.status < 500 or kind.status in (501, 505)
     elif kind.source is Source.SERVER:
         assert kind.status == 502
     elif kind.source is Source.SERVER_TIMEOUT:
