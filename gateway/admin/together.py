@@ -83,7 +83,7 @@ def _one_suffices(operation: Operation, ask: Ask) -> bool:
         return "key" in ask.body
     if operation.name == "resume_upstream":
         return "credential" in ask.body
-    return operation.name == "forget_member"
+    return operation.name in ("forget_member", "requeue_spool_record", "drop_spool_record")
 
 
 class Together:
@@ -105,6 +105,8 @@ class Together:
             return await self._page(operation, ask)
         if operation.name == "list_conf":
             return await self._conf(operation, ask)
+        if operation.name in ("list_spool", "show_spool_record"):
+            return await self._any(operation, ask)
         if operation.takes is None:
             return await self._list(operation, ask)
         if not self._crew.serving:
@@ -155,6 +157,17 @@ class Together:
             items += [{"node": crew.conf.node.name, **told} for told in crew.recent]
             items.sort(key=lambda item: int(item["wall_ms"]))
         return items
+
+    async def _any(self, operation: Operation, ask: Ask) -> Body:
+        """Whichever answers first: the workers share what is asked for."""
+        refusal = Problem(503, "no worker answers")
+        for member in self._crew.members:
+            answer = await _question(operation, ask).one(self._crew, member)
+            if answer is not None and answer.done:
+                return answer.document()
+            if answer is not None:
+                refusal = answer.problem()
+        raise refusal
 
     async def _conf(self, operation: Operation, ask: Ask) -> Body:
         """Once: all workers have the same."""

@@ -1,7 +1,7 @@
 """What an operator sees of a spool and does with it: figures, lists, dead letters, holding back.
 
 Asked by the admin interface, in the worker's loop; what stands in the file is read by the store's
-thread. A worker tells of its own records, so that those of several can be put together.
+thread. Any worker of a node tells of all records, and each does what concerns its own.
 """
 
 from __future__ import annotations
@@ -66,8 +66,7 @@ class Desk:
         Raises OSError.
         """
         wanted = [State[state.upper()] for state in states]
-        owner = self._spool.store.owner
-        found = await self._ask(lambda db: tables.listed(db, wanted, upstream, owner, after, count))
+        found = await self._ask(lambda db: tables.listed(db, wanted, upstream, after, count))
         return [self._item(told) for told in found]
 
     async def shown(self, name: str) -> dict[str, Any] | None:
@@ -78,9 +77,9 @@ class Desk:
     async def requeue(self, name: str) -> bool:
         """A dead letter is sent again; False: there is no such. Raises OSError."""
         told = await self._find(name)
-        if told is None:
-            return False
         spool = self._spool
+        if told is None or told.owner != spool.store.owner:
+            return False
         rule = spool.rule(told.upstream)
         ttl_ms = rule.ttl_ns // MS if rule is not None else told.expires_ms - told.accepted_ms
         expires_ms = spool.worker.wall_ns() // MS + ttl_ms
@@ -98,7 +97,9 @@ class Desk:
         Raises OSError.
         """
         told = await self._find(name)
-        if told is None or self._spool.is_in_hand(told.upstream, told.number):
+        if told is None or told.owner != self._spool.store.owner:
+            return False
+        if self._spool.is_in_hand(told.upstream, told.number):
             return False
         self._spool.drop(told.upstream, told.number)
         return bool(await self._ask(lambda db: tables.drop(db, told.number)))

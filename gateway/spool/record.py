@@ -163,6 +163,7 @@ class Told(NamedTuple):
     finished_ms: int
     result_bytes: int
     result_is_cut: bool
+    owner: int
 
 
 class Answer(NamedTuple):

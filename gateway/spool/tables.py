@@ -86,7 +86,8 @@ CREATE TABLE pause (upstream TEXT PRIMARY KEY);
 
 _TOLD = (
     "number, token, upstream, client, state, method, target, body_bytes, accepted_ms, expires_ms, "
-    "attempts, first_ms, last_ms, last_status, reason, finished_ms, result_bytes, result_is_cut"
+    "attempts, first_ms, last_ms, last_status, reason, finished_ms, result_bytes, result_is_cut, "
+    "owner"
 )
 
 Db = sqlite3.Connection
@@ -274,24 +275,19 @@ def told(db: Db, token: bytes) -> Told | None:
     return _told(row) if row is not None else None
 
 
-def listed(
-    db: Db, states: Iterable[State], upstream: str, owner: int, after: int, count: int
-) -> list[Told]:
-    """At most `count` records of that worker and those states, with numbers above `after`.
-
-    "" is any upstream.
-    """
+def listed(db: Db, states: Iterable[State], upstream: str, after: int, count: int) -> list[Told]:
+    """At most `count` records of those states with numbers above `after`; "" is any upstream."""
     wanted = ", ".join(str(int(state)) for state in states)
     rows = db.execute(
         f"SELECT {_TOLD} FROM request WHERE state IN ({wanted}) AND number > ?1"  # noqa: S608 (integers)
-        " AND (?2 = '' OR upstream = ?2) AND owner = ?3 ORDER BY number LIMIT ?4",
-        (after, upstream, owner, count),
+        " AND (?2 = '' OR upstream = ?2) ORDER BY number LIMIT ?3",
+        (after, upstream, count),
     )
     return [_told(row) for row in rows]
 
 
 def _told(row: tuple[Any, ...]) -> Told:
-    return Told._make((*row[:4], State(row[4]), *row[5:17], bool(row[17])))
+    return Told._make((*row[:4], State(row[4]), *row[5:17], bool(row[17]), row[18]))
 
 
 def answer(db: Db, token: bytes) -> Answer | None:

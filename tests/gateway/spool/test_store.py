@@ -127,7 +127,7 @@ def test_a_full_file_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
             kept += 1
         result = Result(200, [], b"", 0, 0, is_cut=False)
         freed = await done(store, lambda db: tables.succeed(db, 1, b"", result, 5, 6), must=True)
-        rows = await done(store, lambda db: tables.listed(db, list(State), "", 0, 0, 1000))
+        rows = await done(store, lambda db: tables.listed(db, list(State), "", 0, 1000))
         return kept, freed, rows
 
     kept, freed, rows = run(tmp_path / "s", fill, bytes_max=512 * 1024)
@@ -285,7 +285,7 @@ def test_dead_letters_come_back_and_results_go(tmp_path: Path) -> None:
         again = await done(store, lambda db: tables.requeue(db, 1, 99))
         await done(store, lambda db: tables.bury(db, 1, "expired", 0, 0, 50, 100))
         early = await done(store, lambda db: tables.purge(db, 99))
-        (row,) = await done(store, lambda db: tables.listed(db, [State.DEAD], "api", 0, 0, 9))
+        (row,) = await done(store, lambda db: tables.listed(db, [State.DEAD], "api", 0, 9))
         late = await done(store, lambda db: tables.purge(db, 100))
         return [first.expires_ms, again, early, row.reason, row.last_status, late]
 
