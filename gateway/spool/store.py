@@ -36,6 +36,7 @@ CHECKED_BYTES_MAX: Final = 256 * 1024 * 1024
 # A worker whose supervisor was killed drains before it lets go of the file.
 LOCK_WAIT_NS: Final = 5 * SECOND
 LOCK_LOOK_SECONDS: Final = 0.05
+SET_UP_OCTET: Final = 1 << 20  # of the lock file, beyond any worker's number
 # The journal goes into the file when it has so many pages. On a full disk that takes room for what
 # is new in it, or the journal would keep the disk full for ever: that much is held in reserve.
 JOURNAL_PAGES: Final = 256
@@ -115,7 +116,10 @@ class Store:
         """
         try:
             self._open_files()
+            # Siblings that start together make the file once, and change its mode one by one.
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_EX, 1, SET_UP_OCTET)
             self._set_up()
+            fcntl.lockf(self._lock_fd, fcntl.LOCK_UN, 1, SET_UP_OCTET)
             self._db.execute("BEGIN IMMEDIATE")
             tables.adopt(self._db, self.owner, self.workers)
             entries = tables.unfinished(self._db, self.owner)
@@ -191,8 +195,7 @@ class Store:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         size = Path(self.path).stat().st_size
         if not size:
-            with contextlib.suppress(sqlite3.OperationalError):  # a sibling was first
-                tables.create(db)
+            tables.create(db)
         elif application != tables.APPLICATION_ID or version != tables.VERSION:
             raise sqlite3.DatabaseError("it is no spool of this version")
         elif size <= CHECKED_BYTES_MAX:

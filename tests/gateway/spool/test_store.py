@@ -234,6 +234,26 @@ def test_two_processes_do_not_share_a_workers_part(tmp_path: Path) -> None:
         other.communicate(b"")
 
 
+def test_siblings_that_start_together_make_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    code = (
+        "import sys; from gateway.spool.store import Store\nsys.stdin.read(1)\n"
+        f"Store({str(path)!r}, int(sys.argv[1]), 4).open(); print('open', flush=True)"
+    )
+    crew = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(number)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    for process in crew:
+        assert process.stdin is not None
+        process.stdin.write("x")
+        process.stdin.flush()
+    assert [process.communicate()[0] for process in crew] == ["open\n"] * 4
+
+
 def test_the_first_worker_takes_what_a_larger_crew_left(tmp_path: Path) -> None:
     path = tmp_path / "s"
     new = request(owner=3)
