@@ -42,10 +42,6 @@ BACKOFF_NS: Final = SECOND
 BACKOFF_MAX_NS: Final = 5 * 60 * SECOND  # as long as a breaker's longest pause of its own making
 DEAD_KEEP_NS: Final = 7 * 24 * 3600 * SECOND  # a dead letter waits a week for somebody to look
 PURGE_SECONDS: Final = 5.0
-DRAIN_LOOK_SECONDS: Final = 0.02
-
-# What no repetition makes better.
-_FINAL: Final = (Retry.NEVER,)
 
 
 class Spool:
@@ -249,7 +245,7 @@ class Spool:
         kind = error.kind
         if self.worker.wall_ns() >= entry.expires_ms * MS and not sending.is_out:
             self._bury(entry, "expired", 0)
-        elif kind.retry in _FINAL:
+        elif kind.retry is Retry.NEVER:  # no repetition makes it better
             self._bury(entry, kind.name.lower(), 0)
         elif not sending.is_out:
             self._put_back(
