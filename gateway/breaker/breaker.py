@@ -108,6 +108,12 @@ class Breaker:
         at_ns = self.trial_at_ns if self.state is _O else max(self._lease_ns, self._claim_ns)
         return at_ns - now_ns if now_ns < at_ns else TRIAL
 
+    @property
+    def foresees(self) -> bool:
+        """Whether nothing goes before the time that `ask` says: a trial under way may end at any
+        moment. An operator's order may too, but is there to stop requests, not to gather them."""
+        return self.forced is not None or self.state is not BreakerState.HALF_OPEN
+
     def begin_trial(self, now_ns: int, lease_ns: int) -> int:
         """The caller's request goes as the trial; returns the epoch for `end_trial`.
 

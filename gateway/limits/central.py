@@ -104,6 +104,13 @@ class CentralRow:
             return self.closed_until_ns - now_ns
         return ROOM
 
+    def foresees(self, cost: int, now_ns: int) -> bool:
+        """Whether no room comes before the time that `ask` has just said: where the store told it,
+        or the wrapped row foresees it."""
+        if not self.limit.store.up:
+            return self.inner.foresees(cost, now_ns)
+        return self._closed(cost, now_ns)
+
     def wants(self, cost: int, now_ns: int) -> bool:
         """Whether the store has to be asked before `cost` tokens can be taken."""
         if self._has(cost, now_ns):

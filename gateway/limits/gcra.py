@@ -55,6 +55,10 @@ class GcraRow:
             return NEVER
         return int(over / limit.tokens_per_ns) + 1
 
+    def foresees(self, cost: int, now_ns: int) -> bool:
+        """Always: only time drains the level."""
+        return True
+
     def take(self, cost: int, now_ns: int) -> None:
         """Adds `cost` to the level, without asking: what is over the burst is debt."""
         limit = self.limit

@@ -15,7 +15,7 @@ from gateway.limits.verdict import NEVER, ROOM
 __all__ = ["Inflight", "InflightRow"]
 
 # Nobody knows when a slot comes back. One second is the least that Retry-After can say, and who
-# waits here is woken by `give_back`, not by this figure.
+# waits here is woken by `give_back`: this figure ends no wait (see `foresees`).
 _AGAIN_NS: Final = 1_000_000_000
 
 # After the upstream found too many requests at a time, one slot comes back in so long: as often a
@@ -47,6 +47,10 @@ class InflightRow:
         if cost > limit.slots_part and limit.slots_part:
             return NEVER
         return _AGAIN_NS
+
+    def foresees(self, cost: int, now_ns: int) -> bool:
+        """Never: a request that ends frees its slot when it ends."""
+        return False
 
     def take(self, cost: int, now_ns: int) -> None:
         self.used += cost

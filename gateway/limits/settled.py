@@ -52,6 +52,10 @@ class SettledRow:
         cost -= self.credit
         return self.inner.ask(cost, now_ns) if cost > 0 else ROOM
 
+    def foresees(self, cost: int, now_ns: int) -> bool:
+        """As the wrapped row, after the credit."""
+        return self.inner.foresees(cost - self.credit, now_ns)
+
     def take(self, cost: int, now_ns: int) -> None:
         """Spends the credit first and takes the rest."""
         spent = min(cost, self.credit)

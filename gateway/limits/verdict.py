@@ -34,6 +34,14 @@ class Entry(Protocol):
         """
         ...
 
+    def foresees(self, cost: int, now_ns: int) -> bool:
+        """Whether no room comes before the time that `ask` has just said.
+
+        False where that is only when to look again, because a slot, a peer's token or an owner's
+        answer may come at any moment: to wait for it is worth while up to any deadline.
+        """
+        ...
+
     def take(self, cost: int, now_ns: int) -> None:
         """Takes tokens that `ask` just said were there."""
         ...

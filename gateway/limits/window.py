@@ -50,6 +50,10 @@ class WindowRow:
         windows = (over - 1) // limit.quota
         return end_ns + windows * limit.period_ns - now_ns
 
+    def foresees(self, cost: int, now_ns: int) -> bool:
+        """Always: only time opens the next window."""
+        return True
+
     def take(self, cost: int, now_ns: int) -> None:
         """Adds `cost` to the window's use, without asking: what is over the quota is debt."""
         if now_ns >= self.end_ns:

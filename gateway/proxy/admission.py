@@ -14,7 +14,7 @@ from gateway.breaker.providers import recognised
 from gateway.breaker.signals import ADDRESS, PASS, SPEAKING, Decision, Signal, read_signal
 from gateway.breaker.states import GO, BreakerState, Cause
 from gateway.clock import SECOND
-from gateway.errors import ErrorKind, GatewayError, Phase
+from gateway.errors import ErrorKind, GatewayError
 from gateway.proxy import central, pauses
 from gateway.proxy.clients import ANONYMOUS, Client
 from gateway.proxy.counts import RETRY_CREDIT_MAX
@@ -37,18 +37,13 @@ __all__ = [
     "ask_anew",
     "ask_once_more",
     "check_access",
-    "ends_in_time",
     "failed",
     "first_ask",
     "give_back",
     "granted",
     "identify",
-    "may_wait",
     "recognise",
-    "refusal_after_wait",
     "refusal_fields",
-    "started_waiting",
-    "stopped_waiting",
     "tunnelled",
 ]
 
@@ -69,6 +64,7 @@ class Blocked(NamedTuple):
     kind: ErrorKind
     limit: str
     ns_per_token: int  # at the configured rate; 0 where time brings nothing (slots, pauses)
+    foreseen: bool = True  # False: `wait_ns` is no forecast, and ends no wait (Entry.foresees)
 
 
 class Admittee:
@@ -223,41 +219,6 @@ def ask_once_more(exchange: Admittee, now_ns: int) -> Blocked | None:
     exchange.refusal = None  # each send is an arrival: it wants tokens of its own
     _find_keys(exchange, now_ns)
     return _ask(exchange, now_ns)
-
-
-def ends_in_time(exchange: Admittee, blocked: Blocked, now_ns: int) -> bool:
-    """Whether the wait can end before the exchange's deadline."""
-    return now_ns + blocked.wait_ns + _queued_ns(blocked) < exchange.wait_until_ns
-
-
-def may_wait(exchange: Admittee, blocked: Blocked, now_ns: int) -> GatewayError | None:
-    """None, or the refusal, which is counted, where the wait cannot end in time."""
-    if ends_in_time(exchange, blocked, now_ns):
-        return None
-    return _refusal(exchange, blocked, blocked.wait_ns + _queued_ns(blocked))
-
-
-def started_waiting(exchange: Admittee) -> None:
-    """It stands in the row's queue: its demand counts there (see LimitSet)."""
-    refusal = exchange.refusal
-    if refusal is not None and exchange.blocker is refusal.entry:
-        exchange.upstream.limit_set.wait_at(refusal, exchange.costs[refusal.index])
-
-
-def stopped_waiting(exchange: Admittee) -> None:
-    """It left a queue without having been admitted there."""
-    if exchange.refusal is not None:
-        exchange.upstream.limit_set.leave(exchange.refusal)
-
-
-def refusal_after_wait(exchange: Admittee, now_ns: int) -> GatewayError:
-    """What an exchange is told whose deadline came before its turn."""
-    waited_ns = now_ns - exchange.asked_ns
-    exchange.waited_ns += waited_ns
-    exchange.upstream.counts.wait.observe(waited_ns)
-    blocked = exchange.last_blocked
-    assert blocked is not None
-    return _refusal(exchange, blocked, blocked.wait_ns + _queued_ns(blocked))
 
 
 def granted(exchange: Admittee, now_ns: int) -> None:
@@ -500,7 +461,7 @@ def _ask(exchange: Admittee, now_ns: int) -> Blocked | None:
             return _asked_slow(exchange, now_ns)
         refusal = limit_set.admit(entries, exchange.costs, now_ns, exchange.refusal)
         if refusal is not None:
-            return _blocked_slow(exchange, refusal)
+            return _blocked_slow(exchange, refusal, now_ns)
         exchange.entries = entries
     slots.take(1, now_ns)
     return None
@@ -520,7 +481,8 @@ def _asked_slow(exchange: Admittee, now_ns: int) -> Blocked:
         at = None
     limit = exchange.upstream.limit_uses[exchange.upstream.central[0].position].limit
     left_ns = exchange.wait_until_ns - now_ns - 1
-    return Blocked(at, max(1, min(ANSWER_LOOK_NS, left_ns)), ErrorKind.LIMITED, limit.name, 0)
+    look_ns = max(1, min(ANSWER_LOOK_NS, left_ns))
+    return Blocked(at, look_ns, ErrorKind.LIMITED, limit.name, 0, False)
 
 
 def _no_connection_slow(exchange: Admittee, now_ns: int) -> Blocked:
@@ -528,7 +490,7 @@ def _no_connection_slow(exchange: Admittee, now_ns: int) -> Blocked:
     slots = exchange.upstream.slots
     _leave_row(exchange)
     wait_ns = slots.ask(1, now_ns) or 1
-    blocked = Blocked(slots, wait_ns, ErrorKind.CONNECTIONS_USED_UP, slots.limit.name, 0)
+    blocked = Blocked(slots, wait_ns, ErrorKind.CONNECTIONS_USED_UP, slots.limit.name, 0, False)
     exchange.last_blocked = blocked
     return blocked
 
@@ -539,7 +501,7 @@ def _leave_row(exchange: Admittee) -> None:
         exchange.upstream.limit_set.leave(exchange.refusal)
 
 
-def _blocked_slow(exchange: Admittee, refusal: Refusal) -> Blocked:
+def _blocked_slow(exchange: Admittee, refusal: Refusal, now_ns: int) -> Blocked:
     exchange.refusal = refusal
     use = exchange.upstream.limit_uses[refusal.index]
     name = use.limit.name
@@ -550,7 +512,12 @@ def _blocked_slow(exchange: Admittee, refusal: Refusal) -> Blocked:
             limit=name,
         )
     blocked = Blocked(
-        refusal.entry, refusal.retry_after_ns, ErrorKind.LIMITED, name, use.ns_per_token
+        refusal.entry,
+        refusal.retry_after_ns,
+        ErrorKind.LIMITED,
+        name,
+        use.ns_per_token,
+        refusal.entry.foresees(exchange.costs[refusal.index], now_ns),
     )
     if use.leased and exchange.blocker is None and refusal.entry.fetching:  # type: ignore[attr-defined]
         exchange.wait_until_ns = max(exchange.wait_until_ns, exchange.asked_ns + LEASE_WAIT_NS)
@@ -568,28 +535,7 @@ def _ask_breakers(exchange: Admittee, now_ns: int) -> Blocked | None:
     if breaker is None:
         return None
     kind = ErrorKind.PAUSED if breaker.cause is Cause.THROTTLE else ErrorKind.BREAKER_OPEN
-    return Blocked(breaker, wait_ns, kind, "", 0)
-
-
-def _queued_ns(blocked: Blocked) -> int:
-    """How long those who wait already will keep the row busy."""
-    queue = blocked.blocker.waiting
-    return 0 if queue is None else queue.cost * blocked.ns_per_token
-
-
-def _refusal(exchange: Admittee, blocked: Blocked, wait_ns: int) -> GatewayError:
-    name = exchange.upstream_name
-    counts = exchange.upstream.counts
-    if blocked.kind in (ErrorKind.PAUSED, ErrorKind.BREAKER_OPEN):
-        counts.paused += 1
-        detail = f"upstream {name} is paused for {wait_ns / SECOND:.3f} s more"
-    else:
-        counts.refused += 1
-        counts.refused_by[blocked.limit] += 1
-        detail = f"limit {blocked.limit} of upstream {name} has no room"
-    return GatewayError(
-        blocked.kind, detail, phase=Phase.QUEUE, retry_after_ns=wait_ns, limit=blocked.limit
-    )
+    return Blocked(breaker, wait_ns, kind, "", 0, breaker.foresees)
 
 
 def _abandon(exchange: Admittee, trials: Sequence[Trial], now_ns: int) -> None:

@@ -20,7 +20,7 @@ from gateway.h1.forward import (
     upgrade_fields,
 )
 from gateway.h1.message import Fields, Framing, RequestHead
-from gateway.proxy import admission, central
+from gateway.proxy import admission, central, turns
 from gateway.proxy.answers import error_answer
 from gateway.proxy.flow import HELD_BYTES_MAX, PAUSE_HELD, PAUSE_PEER
 from gateway.proxy.record import access_record
@@ -111,7 +111,7 @@ class Exchange(Respondent):
 
     def wait_over(self, now_ns: int) -> None:
         """The deadline came before a turn did (called by the waitroom)."""
-        self.fail(admission.refusal_after_wait(self, now_ns))
+        self.fail(turns.refusal_after_wait(self))
 
     def queue_full(self, now_ns: int) -> None:
         """The row that refused has no place left (called by the waitroom)."""
@@ -235,7 +235,7 @@ class Exchange(Respondent):
         if self.question is not None:
             self.stage = Stage.HELD  # in no queue: its answer calls
             return
-        error = admission.may_wait(self, blocked, now_ns)
+        error = turns.may_wait(self, blocked, now_ns)
         if error is None:
             self.stage = Stage.HELD
             if self.head.expect_continue and not self._body_bytes:
@@ -247,7 +247,7 @@ class Exchange(Respondent):
                 ErrorKind.QUEUE_FULL,
                 "the upstream's queue is full",
                 phase=Phase.QUEUE,
-                retry_after_ns=blocked.wait_ns,
+                retry_after_ns=turns.honest_wait_ns(self, blocked),
                 limit=blocked.limit,
             )
         self.fail(error)
@@ -405,7 +405,7 @@ class Exchange(Respondent):
         if (
             blocked is not None
             and self.question is None
-            and not admission.ends_in_time(self, blocked, now_ns)
+            and not turns.ends_in_time(self, blocked, now_ns)
         ):
             return False
         counts = self.upstream.counts

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.clock import SECOND
 from gateway.errors import GatewayError
-from gateway.proxy import admission
+from gateway.proxy import turns
 from gateway.waiting.fair_queue import FairQueue
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class WaitRoom:
             self._sequence += 1
             heapq.heappush(self._deadlines, (exchange.wait_until_ns, self._sequence, exchange))
         exchange.blocker = blocker
-        admission.started_waiting(exchange)
+        turns.started_waiting(exchange)
         self._wake_at(blocker, now_ns + blocked.wait_ns)
         self._arm(now_ns)
         return True
@@ -88,7 +88,7 @@ class WaitRoom:
             exchange.blocker = None
             blocker.waiting.remove(exchange)
             self._left(blocker)
-            admission.stopped_waiting(exchange)
+            turns.stopped_waiting(exchange, self._worker.now_ns())
             if blocker.waiting is not None:
                 self.poke(blocker)  # the next in line may fit where this one did not
 
@@ -156,7 +156,7 @@ class WaitRoom:
                 blocker.waiting.pop()
                 self._left(blocker)
                 exchange.blocker = None
-            elif now_ns + blocked.wait_ns >= exchange.wait_until_ns:
+            elif blocked.foreseen and now_ns + blocked.wait_ns >= exchange.wait_until_ns:
                 self.leave(exchange)
                 exchange.wait_over(now_ns)
             elif blocked.blocker.waiting is blocker.waiting:
@@ -169,7 +169,7 @@ class WaitRoom:
                 self._left(blocker)
                 if not self.join(exchange, blocked, now_ns):
                     exchange.blocker = None
-                    admission.stopped_waiting(exchange)
+                    turns.stopped_waiting(exchange, now_ns)
                     exchange.queue_full(now_ns)
 
     def _serve_poked(self) -> None:

@@ -16,7 +16,7 @@ from gateway.clock import MS
 from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
 from gateway.h1.forward import forward_response
 from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
-from gateway.proxy import admission, central
+from gateway.proxy import admission, central, turns
 from gateway.proxy.clients import ANONYMOUS
 from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.exchange import Exchange
@@ -218,11 +218,11 @@ class Sending(Exchange):
         if self.question is not None:
             self.stage = Stage.HELD  # in no queue: the central store's answer calls
             return
-        if blocked.wait_ns <= HELD_NS_MAX and admission.ends_in_time(self, blocked, now_ns):
+        if blocked.wait_ns <= HELD_NS_MAX and turns.ends_in_time(self, blocked, now_ns):
             self.stage = Stage.HELD
             if self.worker.waitroom.join(self, blocked, now_ns):
                 return
-        admission.stopped_waiting(self)
+        turns.stopped_waiting(self, now_ns)
         self._wait(max(blocked.wait_ns, MS))
 
     def _wait(self, wait_ns: int) -> None:

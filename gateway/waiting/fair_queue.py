@@ -27,6 +27,14 @@ W = TypeVar("W", bound=Hashable)
 # cleaning is a constant for each that left. A client name can be made up (`fair_by = "source"`).
 _GONE_SLACK = 64
 
+# So many flows are walked to find a request's place, which takes 0.1 ms: as long as a refusal may
+# take in overload. Where more of them go before it, all of its priority is taken to.
+_WALK_MAX = 128
+
+# Tags are sums of fractions, and a tie must not be missed: a millionth of a token is more than
+# rounding adds up to while a queue is busy (a double has 53 bits, so up to 4e9 tokens of them).
+_ROUNDING = 1e-6
+
 
 class Budget:
     """How many may wait at all the rows of an upstream together (`wait.queue`)."""
@@ -58,7 +66,19 @@ class _Item(Generic[W]):
 class _Flow(Generic[W]):
     """One client's requests at one priority: a heap by arrival, and the client's tags."""
 
-    __slots__ = ("finish", "items", "level", "live", "name", "number", "queued", "start", "weight")
+    __slots__ = (
+        "cost",
+        "cost_max",
+        "finish",
+        "items",
+        "level",
+        "live",
+        "name",
+        "number",
+        "queued",
+        "start",
+        "weight",
+    )
 
     def __init__(self, name: str, level: _Level[W], number: int) -> None:
         self.name = name
@@ -66,6 +86,8 @@ class _Flow(Generic[W]):
         self.number = number
         self.items: list[_Item[W]] = []
         self.live = 0
+        self.cost = 0  # the sum of those that are there
+        self.cost_max = 0  # the largest since the flow last had none
         self.queued = False  # whether the level's heap holds it
         self.start = 0.0
         self.finish = 0.0
@@ -87,13 +109,14 @@ class _Flow(Generic[W]):
 class _Level(Generic[W]):
     """The flows of one priority, and their virtual time."""
 
-    __slots__ = ("flows", "heap", "live", "priority", "time")
+    __slots__ = ("cost", "flows", "heap", "live", "priority", "time")
 
     def __init__(self, priority: int) -> None:
         self.priority = priority
         self.flows: dict[str, _Flow[W]] = {}
         self.heap: list[_Flow[W]] = []
         self.live = 0
+        self.cost = 0
         self.time = 0.0
 
     def first(self) -> _Item[W] | None:
@@ -105,6 +128,42 @@ class _Level(Generic[W]):
                 return item
             heappop(heap).queued = False
         return None
+
+    def ahead(self, name: str, weight: int, arrival_ns: int) -> int:
+        """At most how much goes before a newcomer of that flow: see FairQueue.ahead.
+
+        A request goes before the newcomer if its start tag is smaller. Those of a flow begin at
+        the flow's `start` and are cost/weight apart, so that what they cost before the newcomer's
+        tag, and the one that straddles it, is known without looking at each. Only the part of the
+        heap is walked that begins before that tag.
+        """
+        own = self.flows.get(name)
+        ahead = 0
+        tag = self.time
+        if own is not None:
+            tag = own.start if own.queued else max(tag, own.finish)
+            first = own.first()
+            if first is not None and first.arrival_ns <= arrival_ns:
+                ahead = own.cost
+                tag += own.cost / weight
+        heap = self.heap
+        walk = [0] if heap else []
+        walked = 0
+        while walk:
+            i = walk.pop()
+            flow = heap[i]
+            before = (tag - flow.start) * flow.weight
+            if before < -_ROUNDING:
+                continue  # and all below it in the heap begin later still
+            walked += 1
+            if walked > _WALK_MAX:
+                return self.cost
+            if flow is not own:
+                ahead += min(flow.cost, int(before + _ROUNDING) + flow.cost_max)
+            for child in (2 * i + 1, 2 * i + 2):
+                if child < len(heap):
+                    walk.append(child)
+        return ahead
 
     def forget_idle(self) -> None:
         """Drops the flows without requests. Each owed at most one turn, its last one."""
@@ -165,14 +224,33 @@ class FairQueue(Generic[W]):
         item = _Item(waiter, line, max(1, cost), arrival_ns, self._number)
         self._items[waiter] = item
         heappush(line.items, item)
+        line.cost_max = max(item.cost, line.cost_max) if line.live else item.cost
         line.live += 1
+        line.cost += item.cost
         level.live += 1
+        level.cost += item.cost
         self.cost += item.cost
         if not line.queued:
             line.queued = True
             line.start = max(level.time, line.finish)
             heappush(level.heap, line)
         return True
+
+    def ahead(self, flow: str, weight: int, priority: int, arrival_ns: int) -> int:
+        """The tokens that go before such a request if it joined now and nobody came after it.
+
+        Never less than what will be served before it, and more by at most the largest cost of each
+        other flow of its priority, unless very many of them go before it (`_WALK_MAX`). All of a
+        higher priority counts, nothing of a lower. The work grows with the flows that go before it,
+        not with their requests.
+        """
+        ahead = 0
+        for level in self._levels:
+            if level.priority > priority:
+                ahead += level.cost
+            elif level.priority == priority:
+                ahead += level.ahead(flow, max(1, weight), arrival_ns)
+        return ahead
 
     def head(self) -> W | None:
         """Whose turn it is, or None if nobody waits."""
@@ -221,8 +299,11 @@ class FairQueue(Generic[W]):
 
     def _forget(self, waiter: W, item: _Item[W]) -> None:
         del self._items[waiter]
-        item.flow.live -= 1
-        item.flow.level.live -= 1
+        flow = item.flow
+        flow.live -= 1
+        flow.cost -= item.cost
+        flow.level.live -= 1
+        flow.level.cost -= item.cost
         self.cost -= item.cost
         self._budget.used -= 1
 

@@ -145,6 +145,10 @@ class HeldRow(Row):
             return ROOM
         return self._busy_slow(cost, now_ns)
 
+    def foresees(self, cost: int, now_ns: int) -> bool:
+        """Never: a slot comes back, here or at a peer, when its request ends."""
+        return False
+
     def take(self, cost: int, now_ns: int) -> None:
         """Takes what `ask` just granted."""
         self.used += cost

@@ -150,6 +150,15 @@ class ExactRow:
             return ROOM
         return self._claim_slow(ledger, cost, now_ns)
 
+    def foresees(self, cost: int, now_ns: int) -> bool:
+        """Whether no room comes before the time that `ask` has just said: not while an owner's
+        answer, or the end of a partition, may come at any moment."""
+        if self.limit.closed:
+            return False
+        if self.ledger is None and not self.alone:
+            return not self._silent_ns and self._level >= 0.0
+        return True
+
     def take(self, cost: int, now_ns: int) -> None:
         """Takes what `ask` just granted."""
         self.own += cost

@@ -522,6 +522,13 @@ class MeshRow(Row):
             keep += 1
         del sent[: keep - 1]
 
+    def foresees(self, cost: int, now_ns: int) -> bool:
+        """Whether no room comes before the time that `ask` has just said: where the sum of all
+        members is full. A peer may give up the tokens that it holds, and a partition heal, at any
+        moment."""
+        limit = self.limit
+        return not limit.closed and self._level + cost > limit.effective_burst
+
     def _full_slow(self, cost: int, level: float) -> int:
         limit = self.limit
         if limit.closed:

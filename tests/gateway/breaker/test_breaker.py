@@ -403,3 +403,12 @@ def test_the_operators_word_stands_above_the_machine(make: Callable[[], Breaker]
     assert breaker.ask(T0 + 3600 * S) == POLICY.open_ns
     breaker.forced = None
     assert breaker.ask(T0) == plain
+
+
+def test_the_end_of_a_pause_is_foreseen_and_that_of_a_trial_is_not() -> None:
+    assert paused().foresees
+    breaker, epoch, now_ns = on_trial()
+    assert breaker.ask(now_ns) == S
+    assert not breaker.foresees
+    breaker.abandon_trial(epoch, now_ns)
+    assert breaker.ask(now_ns) == TRIAL

@@ -106,3 +106,13 @@ def test_easing_leaves_one_slot_and_never_adds_any() -> None:
     assert (limit.slots, limit.eased) == (1, 0)
     limit.configure(5)
     assert limit.slots == 5
+
+
+def test_no_slot_is_foreseen() -> None:
+    limit = Inflight("open", 1)
+    row = limit.entry(b"", 0)
+    row.take(1, 0)
+    assert row.ask(1, 0) == S
+    assert not row.foresees(1, 0)
+    row.give_back(1, 0)
+    assert row.ask(1, 1) == ROOM  # long before the second is over

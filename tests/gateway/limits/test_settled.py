@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.limits.gcra import Gcra
+from gateway.limits.inflight import Inflight
 from gateway.limits.policy import LimitSet, Rule
 from gateway.limits.settled import Settled
 from gateway.limits.verdict import ROOM
@@ -146,3 +147,13 @@ def test_a_lower_figure_than_the_buckets_ends_the_credit() -> None:
     assert limit.remaining(row, 0)[0] == 9
     assert row.learn(5, 0, 0)
     assert limit.remaining(row, 0)[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("inner", "foreseen"), [(Gcra("l", 1, S, 1), True), (Inflight("l", 1), False)]
+)
+def test_it_foresees_what_the_wrapped_limit_does(inner: Gcra | Inflight, foreseen: bool) -> None:
+    row = Settled(inner, reserve_max=1, told_max=10, keys_max=10).entry(b"", 0)
+    row.take(1, 0)
+    assert row.ask(1, 0) == S
+    assert row.foresees(1, 0) == foreseen

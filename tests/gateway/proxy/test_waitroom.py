@@ -18,15 +18,16 @@ from gateway.waiting.fair_queue import Budget
 class Row:
     """What blocks: `room` requests may go, others are told to come back after `wait_ns`."""
 
-    def __init__(self, room: int = 0, wait_ns: int = SECOND) -> None:
+    def __init__(self, room: int = 0, wait_ns: int = SECOND, foreseen: bool = True) -> None:
         self.waiting: Any = None
+        self.foreseen = foreseen
         self.room = room
         self.wait_ns = wait_ns
         self.asked = 0
         self.held = 0
 
     def blocked(self) -> Blocked:
-        return Blocked(self, self.wait_ns, ErrorKind.LIMITED, "l", 0)
+        return Blocked(self, self.wait_ns, ErrorKind.LIMITED, "l", 0, self.foreseen)
 
 
 class Front:
@@ -62,13 +63,17 @@ class Exchange:
         self.row = row
         self.wait_until_ns = until_ns
         self.arrival_ns = 0
+        self.asked_ns = 0
+        self.waited_ns = 0
         self.name = name
         self.blocker: Any = None
         self.refusal: Any = None
         self.costs = (1,)
         self.cost_weight = 1
         self.client = SimpleNamespace(weight=1, priority=0)
-        self.upstream = SimpleNamespace(queue_budget=budget, limit_set=LimitSet())
+        self.waits: list[int] = []  # as the upstream's histogram would have them
+        counts = SimpleNamespace(wait=SimpleNamespace(observe=self.waits.append))
+        self.upstream = SimpleNamespace(queue_budget=budget, limit_set=LimitSet(), counts=counts)
         self.ends: list[str] = []
         self.then: Callable[[], None] = _nothing
         self.error: GatewayError | None = None
@@ -82,7 +87,7 @@ class Exchange:
 
     def blocked(self) -> Blocked:
         row = self.row.inner if isinstance(self.row, Front) else self.row
-        return Blocked(self.row, row.wait_ns, ErrorKind.LIMITED, "l", 0)
+        return Blocked(self.row, row.wait_ns, ErrorKind.LIMITED, "l", 0, row.foreseen)
 
     def try_again(self, now_ns: int) -> Blocked | None:
         if self.error is not None:
@@ -144,7 +149,7 @@ class Harness:
 
     def exchange(self, row: Any, until_ns: int = 60 * SECOND, name: str = "") -> Exchange:
         exchange = Exchange(self.room, row, until_ns, self.budget, name)
-        exchange.arrival_ns = self.now_ns
+        exchange.arrival_ns = exchange.asked_ns = self.now_ns
         return exchange
 
     def held(self, row: Any, until_ns: int = 60 * SECOND, name: str = "") -> Exchange:
@@ -232,6 +237,49 @@ def test_one_that_cannot_go_in_time_any_more_does_not_block_the_next(it: Harness
     assert patient.ends == []
     it.room.leave(patient)  # type: ignore[arg-type]
     it.at_rest()
+
+
+def test_who_waits_for_what_nobody_foresees_waits_to_its_own_deadline(it: Harness) -> None:
+    """A row says only when to look again: that is after the deadline, and ends nothing."""
+    row = Row(foreseen=False)
+    late, patient = it.held(row, until_ns=SECOND // 2), it.held(row)
+    it.room.poke(row)
+    it.turn()
+    assert (late.ends, patient.ends) == ([], [])
+    it.pass_time(SECOND // 4)
+    row.room = 1
+    it.room.poke(row)
+    it.turn()
+    assert late.ends == ["gone on"]
+    next_one = it.held(row, until_ns=SECOND // 2)
+    it.pass_time(SECOND // 2 - 1)
+    assert next_one.ends == []
+    it.pass_time(SECOND // 2)
+    assert (next_one.ends, patient.ends) == (["time is up"], [])
+    it.room.leave(patient)  # type: ignore[arg-type]
+    it.at_rest()
+
+
+def test_what_was_waited_counts_however_it_ended(it: Harness) -> None:
+    row = Row(wait_ns=10 * SECOND)
+    leaver, late = it.held(row), it.held(row, until_ns=3 * SECOND)
+    it.pass_time(2 * SECOND)
+    it.room.leave(leaver)  # type: ignore[arg-type]
+    it.room.leave(leaver)  # type: ignore[arg-type]
+    it.pass_time(3 * SECOND)
+    assert (leaver.waited_ns, leaver.waits) == (2 * SECOND, [2 * SECOND])
+    assert (late.waited_ns, late.waits) == (3 * SECOND, [3 * SECOND])
+
+
+def test_a_wait_that_a_reload_cuts_in_two_counts_once(it: Harness) -> None:
+    row = Row(wait_ns=10 * SECOND)
+    exchange = it.held(row, until_ns=5 * SECOND)
+    it.pass_time(2 * SECOND)
+    it.room.leave(exchange)  # type: ignore[arg-type]
+    assert exchange.hold(it.now_ns)
+    it.pass_time(5 * SECOND)
+    assert exchange.ends == ["time is up"]
+    assert exchange.waited_ns == 5 * SECOND
 
 
 def test_who_leaves_leaves_nothing_and_the_next_is_tried(it: Harness) -> None:

@@ -314,3 +314,106 @@ def test_a_long_mixed_run_is_fair() -> None:
     total = sum(served.values())
     for flow, weight in weights.items():
         assert served[flow] == pytest.approx(total * weight / sum(weights.values()), rel=0.02)
+
+
+def served_before(queue: FairQueue[str], waiter: str, costs: dict[str, int]) -> int:
+    """What really goes before it, if nobody else comes."""
+    spent = 0
+    while (next_one := queue.pop()) != waiter:
+        assert next_one is not None
+        spent += costs[next_one]
+    return spent
+
+
+def test_nothing_goes_before_a_newcomer_to_an_empty_queue() -> None:
+    assert made().ahead("a", 1, 0, 0) == 0
+
+
+def test_a_quiet_client_stands_before_a_noisy_one() -> None:
+    queue = made()
+    for i in range(1000):
+        push(queue, f"noisy-{i}", "noisy")
+    assert queue.ahead("noisy", 1, 0, 2000) == 1000
+    queue.pop()
+    assert queue.ahead("quiet", 1, 0, 2000) == 0
+    push(queue, "quiet-2000", "quiet")
+    assert queue.ahead("quiet", 1, 0, 2001) == 2  # its own, and the noisy one's between
+    assert queue.pop() == "quiet-2000"
+
+
+def test_a_heavier_weight_is_sooner_among_equal_backlogs() -> None:
+    queue = made()
+    for i in range(30):
+        push(queue, f"light-{i}", "light", weight=1)
+        push(queue, f"heavy-{i}", "heavy", weight=3)
+    assert queue.ahead("heavy", 3, 0, 100) == 30 + 10 + 1  # a tie counts
+    assert queue.ahead("light", 1, 0, 100) == 30 + 30
+
+
+def test_only_higher_priorities_are_ahead_of_a_priority_without_requests() -> None:
+    queue = made()
+    for i in range(5):
+        push(queue, f"spool-{i}", "spool", priority=-1, cost=7)
+        push(queue, f"live-{i}", "live", cost=3)
+    assert queue.ahead("vip", 1, 9, 100) == 0
+    assert queue.ahead("live", 1, 0, 100) == 15
+    assert queue.ahead("slow", 1, -5, 100) == 15 + 35
+
+
+def test_who_comes_from_another_row_is_before_the_younger_of_its_own_client() -> None:
+    queue = made()
+    for i in range(10, 20):
+        push(queue, f"a-{i}", "a")
+    assert queue.ahead("a", 1, 0, 5) == 0
+    assert queue.ahead("a", 1, 0, 10) == 10  # those that may be younger count too
+
+
+def test_who_left_is_not_ahead() -> None:
+    queue = made()
+    for i in range(10):
+        push(queue, f"a-{i}", "a", cost=4)
+        push(queue, f"b-{i}", "b", cost=4)
+    for i in range(10):
+        queue.remove(f"a-{i}")
+    assert queue.ahead("b", 1, 0, 100) == 40
+    assert queue.ahead("c", 1, 0, 100) == 4  # the tie with the first of b
+    for i in range(10):
+        queue.remove(f"b-{i}")
+    assert queue.ahead("b", 1, 0, 100) == 0
+
+
+@pytest.mark.parametrize("flows", [100, 2000])
+def test_the_place_behind_very_many_clients_is_behind_all_of_their_requests(flows: int) -> None:
+    queue = made()
+    for i in range(2 * flows):
+        push(queue, f"x-{i}", f"flow{i % flows}")
+    assert queue.ahead("new", 1, 0, 10_000) == (flows if flows == 100 else 2 * flows)
+
+
+WEIGHTS = {"0": 1, "1": 2, "2": 3, "3": 7, "4": 1}
+
+
+@given(steps=STEPS, flow=st.integers(0, 5), priority=st.integers(-2, 2), same_cost=st.booleans())
+def test_ahead_is_what_is_really_served_before(
+    steps: list[tuple[str, int, int, int]], flow: int, priority: int, same_cost: bool
+) -> None:
+    """Never less, and more by at most one request of each other flow."""
+    queue = made()
+    costs: dict[str, int] = {}
+    for number, (step, of, level, cost) in enumerate(steps):
+        if step in ("push", "head"):
+            name = f"{of}-{number}"
+            costs[name] = 1 if same_cost else max(1, cost)
+            push(queue, name, str(of), WEIGHTS[str(of)], level, costs[name])
+        elif step == "pop":
+            queue.pop()
+        else:
+            waiters = sorted(queue)
+            if waiters:
+                queue.remove(waiters[cost % len(waiters)])
+    weight = WEIGHTS.get(str(flow), 5)
+    others = {name.partition("-")[0] for name in queue} - {str(flow)}
+    ahead = queue.ahead(str(flow), weight, priority, 1000)
+    push(queue, "new-1000", str(flow), weight, priority)
+    served = served_before(queue, "new-1000", costs)
+    assert served <= ahead <= served + len(others) * max(costs.values(), default=0)

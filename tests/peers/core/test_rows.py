@@ -533,3 +533,29 @@ def test_what_a_peer_was_told_lowers_what_is_left_here() -> None:
     assert row.level(NOW) == pytest.approx(69.5)
     assert not row.lower(float(1 << 60), NOW)
     assert row.level(NOW) == pytest.approx(69.5)
+
+
+class TestForesees:
+    """Whether what `ask` says ends a wait that is shorter."""
+
+    def test_the_sum_of_all_is_full(self) -> None:
+        row = make_row(members=1, rate=10, burst=5)
+        assert grab(row, NOW) == 5
+        assert row.ask(3, NOW) == pytest.approx(3 * SECOND / 10, abs=MS)
+        assert row.foresees(3, NOW)
+        late_ns = NOW + 2 * SECOND // 10
+        assert row.ask(3, late_ns) == pytest.approx(SECOND / 10, abs=MS)
+        assert row.foresees(3, late_ns)
+
+    def test_what_peers_may_give_up_is_not_foreseen(self) -> None:
+        row = make_row(members=4, rate=100, burst=100)
+        assert grab(row, NOW) < 100
+        assert row.ask(1, NOW) not in (ROOM, NEVER)
+        assert not row.foresees(1, NOW)
+
+    def test_nor_is_the_end_of_a_partition(self) -> None:
+        limit = make_limit(members=1, on_partition="closed")
+        limit.retune(Surroundings(1, 3, DELAY))
+        row = limit.entry(b"", NOW)
+        assert row.ask(1, NOW) == SECOND
+        assert not row.foresees(1, NOW)
