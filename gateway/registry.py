@@ -24,6 +24,7 @@ from peers.core.exact import ExactLimit
 from peers.core.windows import WindowLimit
 
 if TYPE_CHECKING:
+    from gateway.limits.pacer import Pacer
     from gateway.limits.policy import LimitSet
     from gateway.limits.verdict import Limit
     from gateway.proxy.counts import UpstreamCounts
@@ -120,6 +121,7 @@ class Registry:
         self._split: dict[str, Gcra | Window | Inflight] = {}
         self.connections: dict[str, Inflight] = {}
         self.breakers: dict[str, Any] = {}
+        self.pacers: dict[str, Pacer] = {}
         self.counts: dict[str, UpstreamCounts] = {}
         self.pools: dict[tuple[Any, ...], Pool] = {}
         self._retired: list[Pool] = []
@@ -197,7 +199,7 @@ class Registry:
             self._central.pop(identity, None)
             self._mesh.forget(identity)
         named = set(upstreams)
-        for book in (self.connections, self.breakers, self.counts):
+        for book in (self.connections, self.breakers, self.pacers, self.counts):
             for name in [name for name in book if name not in named]:
                 del book[name]
 

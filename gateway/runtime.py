@@ -34,6 +34,7 @@ from gateway.h1.codec import HeadLimits
 from gateway.h1.forward import FieldRules
 from gateway.limits.inflight import Inflight
 from gateway.limits.lessons import Lessons
+from gateway.limits.pacer import Pacer
 from gateway.limits.policy import LimitSet, Rule
 from gateway.limits.settled import Settled, central_of, unwrapped
 from gateway.limits.verdict import Limit
@@ -187,6 +188,7 @@ class Assembly:
         by_majority = not registry.alone
         upstream.breakers = self._breakers(conf, registry.breakers.get(name), by_majority)
         registry.breakers[name] = upstream.breakers
+        upstream.pacer = registry.pacers.setdefault(name, Pacer())
         upstream.counts = registry.counts.setdefault(name, UpstreamCounts())
         if conf.limit and not conf.tunnel:
             upstream.tunnel_denied = (
@@ -254,6 +256,7 @@ class Assembly:
         upstream.pool = self._pool(target, dial_plan)
         upstream.tunnels = self._pool(target, dial_plan, tunnel=True)
         upstream.breakers = self._breakers(target, None, by_majority=False)
+        upstream.pacer = Pacer()
         upstream.counts = self.registry.counts.setdefault(FORWARD, UpstreamCounts())
         return upstream
 
@@ -360,7 +363,7 @@ class Assembly:
         rates = [
             limit.rate.count * SECOND / limit.rate.period_ns
             for limit in conf.limit
-            if limit.rate is not None and limit.algorithm == "smooth"
+            if limit.rate is not None and limit.algorithm == "smooth" and not limit.dry_run
         ]
         full_per_s = max(rates, default=0.0)
         now_ns = self._worker.now_ns()

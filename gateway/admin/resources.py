@@ -259,6 +259,8 @@ def _place(
     if isinstance(blocker, Breaker):
         return "breaker", None, {"credential": blocker.scope.hex()} if blocker.scope else {}
     name = blocker.limit.name
+    if not name:  # the pacer's, after a pause
+        return "breaker", None, {"credential": blocker.key.hex()} if blocker.key else {}
     filed = served.conf.upstream.get(upstream)
     for limit in filed.limit if filed is not None else ():
         if limit.name == name:

@@ -54,6 +54,11 @@ class Ramp:
         self._ramp_ns = ramp_ns
 
     @property
+    def scales(self) -> bool:
+        """Whether there is a smooth limit that the factor scales."""
+        return self._full_per_s > 0
+
+    @property
     def climbing(self) -> bool:
         return self._since_ns is not None
 

@@ -41,7 +41,8 @@ class BreakerTable:
     With `by_majority` there is `local` too, which trips on this node's failures: they may be its
     own network's, so the upstream's breaker opens, for all nodes, only when `spread` is called.
 
-    `active` counts those that are not closed, or forced open.
+    `active` counts those that are not closed, or forced open. `before_per_s` is the rate that
+    succeeded before the first of them opened, None: not measured.
 
     The methods that end a request return what the mesh is to hear. `trials` is what
     `begin_trials` returned for that request, `epochs` the stamp that it got when it was sent.
@@ -55,6 +56,7 @@ class BreakerTable:
         "_open",
         "_plain_epochs",
         "active",
+        "before_per_s",
         "credentials_max",
         "local",
         "own",
@@ -78,6 +80,7 @@ class BreakerTable:
         self.local = Breaker(policy, now_ns, LOCAL) if by_majority else None
         self.ramp = Ramp(full_per_s, policy.ramp_ns)
         self.active = 0
+        self.before_per_s: float | None = None
         self._open: set[Breaker] = set()
         self._by_credential: OrderedDict[bytes, Breaker] = OrderedDict()
         # A credential's breaker that is made anew continues at the highest epoch that was
@@ -348,6 +351,8 @@ class BreakerTable:
         """Keeps the table's books after a change, and adds the learned rate to it."""
         if change.state is BreakerState.CLOSED and breaker in self._open:
             self.ramp.closed(now_ns)
+        elif change.state is BreakerState.OPEN and not self._open:
+            self.before_per_s = self.own.meter.ok_per_s(now_ns)
         self._book(breaker)
         self._plain_epochs = (self.own.epoch, self._epoch_floor)
         if change.cause is Cause.FAILURE:

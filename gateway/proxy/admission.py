@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gateway.breaker.breaker import Breaker
 from gateway.breaker.outcome import Outcome
 from gateway.breaker.providers import recognised
 from gateway.breaker.signals import ADDRESS, PASS, SPEAKING, Decision, Signal, read_signal
 from gateway.breaker.states import GO, BreakerState, Cause
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError
-from gateway.proxy import central, pauses
+from gateway.proxy import central, pacing, pauses
 from gateway.proxy.clients import ANONYMOUS, Client
 from gateway.proxy.counts import RETRY_CREDIT_MAX
 from gateway.proxy.keys import credential_of
@@ -449,6 +450,10 @@ def _ask(exchange: Admittee, now_ns: int) -> Blocked | None:
             exchange.last_blocked = blocked
             _leave_row(exchange)
             return blocked
+    if upstream.pacer.active:
+        blocked = _paced_slow(exchange, now_ns)
+        if blocked is not None:
+            return blocked
     slots = upstream.slots
     if slots.used >= slots.limit.slots or (
         slots.waiting is not None and exchange.blocker is not slots
@@ -464,6 +469,8 @@ def _ask(exchange: Admittee, now_ns: int) -> Blocked | None:
             return _blocked_slow(exchange, refusal, now_ns)
         exchange.entries = entries
     slots.take(1, now_ns)
+    if upstream.pacer.active:
+        pacing.take(exchange, now_ns)
     return None
 
 
@@ -476,6 +483,7 @@ def _asked_slow(exchange: Admittee, now_ns: int) -> Blocked:
     if (
         last is not None
         and last.kind in (ErrorKind.PAUSED, ErrorKind.BREAKER_OPEN)
+        and isinstance(last.blocker, Breaker)
         and last.blocker.state is BreakerState.CLOSED
     ):
         at = None
@@ -483,6 +491,18 @@ def _asked_slow(exchange: Admittee, now_ns: int) -> Blocked:
     left_ns = exchange.wait_until_ns - now_ns - 1
     look_ns = max(1, min(ANSWER_LOOK_NS, left_ns))
     return Blocked(at, look_ns, ErrorKind.LIMITED, limit.name, 0, False)
+
+
+def _paced_slow(exchange: Admittee, now_ns: int) -> Blocked | None:
+    """After a pause: whether the pace lets it go."""
+    asked = pacing.ask(exchange, now_ns)
+    if asked is None:
+        return None
+    row, wait_ns, each_ns = asked
+    _leave_row(exchange)
+    kind = ErrorKind.PAUSED if exchange.upstream.pacer.throttled else ErrorKind.BREAKER_OPEN
+    blocked = exchange.last_blocked = Blocked(row, wait_ns, kind, "", each_ns)
+    return blocked
 
 
 def _no_connection_slow(exchange: Admittee, now_ns: int) -> Blocked:

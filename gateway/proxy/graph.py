@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gateway.limits.central import CentralRow
     from gateway.limits.inflight import InflightRow
     from gateway.limits.lessons import Lessons
+    from gateway.limits.pacer import Pacer
     from gateway.limits.policy import LimitSet
     from gateway.proxy.admission import Admittee
     from gateway.proxy.central import Question
@@ -164,6 +165,7 @@ class Upstream:
         "limit_set",
         "limit_uses",
         "name",
+        "pacer",
         "pool",
         "profile",
         "queue_budget",
@@ -191,6 +193,7 @@ class Upstream:
     queue_budget: Budget
     wait: Wait
     breakers: BreakerTable
+    pacer: Pacer  # active for a while after a pause, where no rate limit is
     failure: FailureRule
     profile: Profile
     body_statuses: frozenset[int]  # responses that are judged by their bodies too

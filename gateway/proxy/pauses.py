@@ -84,11 +84,24 @@ def _fill(upstream: Upstream, credential: bytes, now_ns: int) -> None:
                 use.fill(now_ns)
 
 
+def _pace(upstream: Upstream, change: Change, now_ns: int) -> None:
+    """No rate limit holds back what the pause has held back: the pacer does, for a while."""
+    scope = b"" if change.scope == LOCAL else change.scope
+    if change.state is BreakerState.OPEN:
+        upstream.pacer.stop(scope, now_ns)
+        return
+    breakers = upstream.breakers
+    throttled = change.cause is Cause.THROTTLE
+    upstream.pacer.begin(scope, breakers.before_per_s, throttled, breakers.policy.ramp_ns, now_ns)
+
+
 def _settle(worker: Worker, upstream: Upstream, change: Change, now_ns: int) -> None:
     breaker = upstream.breakers.get(change.scope)
     if breaker is None:
         return
     _count(upstream, breaker, change, now_ns)
+    if not upstream.breakers.ramp.scales:
+        _pace(upstream, change, now_ns)
     if change.scope == LOCAL:
         if change.state is BreakerState.CLOSED and not upstream.breakers.active:
             _fill(upstream, b"", now_ns)

@@ -86,7 +86,7 @@ class ForwardTable:
     def succeed(self, old: ForwardTable, *, same_way: bool) -> None:
         """Takes over what the table before a reload made for targets that are still allowed.
 
-        Without `same_way` (what may be connected to has changed) only their breakers: a
+        Without `same_way` (what may be connected to has changed) only their breakers and pace: a
         connection that was made under the old rule is not one that the new rule allows.
         """
         for key, upstream in old._made.items():
@@ -97,6 +97,7 @@ class ForwardTable:
                     continue
                 self._made[key] = anew = self._make(*key)
                 anew.breakers = upstream.breakers
+                anew.pacer = upstream.pacer
             self._drop(upstream)
 
     def upstreams(self) -> list[Upstream]:
