@@ -23,6 +23,10 @@ class Recent:
         self._log = log
         self._lines: deque[dict[str, Any]] = deque(maxlen=LINES_MAX)
 
+    def debug(self, event: str, **facts: object) -> None:
+        """Passed on and not remembered: it would push out what an operator has to see."""
+        self._log.debug(event, **facts)
+
     def info(self, event: str, **facts: object) -> None:
         self._remember("info", event, facts)
         self._log.info(event, **facts)

@@ -137,6 +137,7 @@ class Server:
         self.listeners = Listeners(self.worker, self.sockets)
         self.worker.waitroom = WaitRoom(self.worker)
         self.worker.note_change = self._log_change
+        self.worker.note_bad_header = self._log_bad_header
         self.store = self.worker.store = RedisStore(self.worker, self._log_store)
         self.driver: MeshDriver | None = None
         self.mesh: MeshAdapter | NoMesh
@@ -402,6 +403,10 @@ class Server:
             pause_ms=pause_ms,
             **({"told": change.told} if change.told else {}),
         )
+
+    def _log_bad_header(self, listener: str, peer: str, reason: str) -> None:
+        """Only for who asks: a balancer that is set up wrongly sends one with each connection."""
+        self.log.debug("PROXY header refused", listener=listener, peer=peer, reason=reason)
 
     def _tick(self) -> None:
         """What moves with time and has no event of its own: ramps, old breakers of credentials, the

@@ -46,6 +46,10 @@ _RESPONSE_DROPS = {
 # Indexed by kind: a tuple's element is found faster than a set's member.
 _KEEP_IN_REQUEST: Final = tuple(kind not in _REQUEST_DROPS for kind in _KINDS)
 _KEEP_IN_RESPONSE: Final = tuple(kind not in _RESPONSE_DROPS for kind in _KINDS)
+# Where the trailers go no further, what announces them does not either (RFC 9110 section 6.6.2).
+_KEEP_WITHOUT_TRAILERS: Final = tuple(
+    kind not in _RESPONSE_DROPS and kind != names.TRAILER for kind in _KINDS
+)
 _KEPT_TRAILERS = frozenset((names.PLAIN, names.REQUEST_ID, names.TRACEPARENT))
 
 # Connection options that name no field, or one that is dropped in any case.
@@ -146,10 +150,10 @@ def forward_request(
     return fields
 
 
-def forward_response(head: ResponseHead, via: bytes) -> Fields:
-    """The fields that go downstream, Via last."""
+def forward_response(head: ResponseHead, via: bytes, trailers: bool) -> Fields:
+    """The fields that go downstream, Via last; `trailers` says whether those will follow."""
     kind_of = names.KIND
-    keep = _KEEP_IN_RESPONSE
+    keep = _KEEP_IN_RESPONSE if trailers else _KEEP_WITHOUT_TRAILERS
     fields = [field for field in head.fields if keep[kind_of[field[0]]]]
     if not head.connection <= _PLAIN_OPTIONS:
         fields = _without(fields, head.connection - _PLAIN_OPTIONS - _NEVER_REMOVED)

@@ -27,6 +27,7 @@ __all__ = [
     "REQUEST_ID",
     "TE",
     "TRACEPARENT",
+    "TRAILER",
     "TRANSFER_ENCODING",
     "UPGRADE",
     "is_token",
@@ -48,7 +49,8 @@ PROXY_AUTHENTICATE: Final = 11
 DATE: Final = 12  # a response that has none gets one
 REQUEST_ID: Final = 13  # this and the next are read and go on as they are
 TRACEPARENT: Final = 14
-INVALID: Final = 15
+TRAILER: Final = 15
+INVALID: Final = 16
 
 # RFC 9110 section 5.6.2: token = 1*tchar.
 is_token = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
@@ -76,6 +78,7 @@ _KINDS = {
     b"proxy-authentication-info": PROXY_AUTHENTICATE,
     b"x-request-id": REQUEST_ID,
     b"traceparent": TRACEPARENT,
+    b"trailer": TRAILER,
 }
 
 

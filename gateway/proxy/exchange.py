@@ -80,7 +80,7 @@ class Exchange(Respondent):
         self.arrival_ns = now_ns
         try:
             if max_forwards(self.head) == 0:
-                self._answer_self_slow()
+                self.answer_self_slow()
                 return
             spool = self.worker.spool
             if spool is None:
@@ -89,7 +89,10 @@ class Exchange(Respondent):
                 return
             blocked = admission.first_ask(self, now_ns)
         except GatewayError as error:
-            self.fail(error)
+            if error.kind is ErrorKind.NO_ROUTE and self.head.target == b"*":
+                self.answer_for_all_slow()
+            else:
+                self.fail(error)
             return
         timeouts = self.upstream.timeouts
         self.downstream.deadline_ns = now_ns + (
@@ -142,15 +145,6 @@ class Exchange(Respondent):
             self.dispatch(now_ns)
         else:
             self._hold(blocked, now_ns)
-
-    def _answer_self_slow(self) -> None:
-        """Max-Forwards says that the request goes no further (RFC 9110 section 7.6.2)."""
-        if self.head.method == b"TRACE":
-            # Reflecting a request would show a script the credentials that were added on the way.
-            raise GatewayError(ErrorKind.NOT_IMPLEMENTED, "TRACE is not answered here")
-        worker = self.worker
-        date = worker.date.of(worker.wall_ns())
-        self.answer(204, [(b"Date", date), (b"Via", worker.via)], b"")
 
     def _goes_to_spool_slow(self, spool: SpoolDoor, now_ns: int) -> bool:
         """Routes; says whether the spool has the exchange now. Raises GatewayError."""

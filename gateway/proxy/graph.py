@@ -335,6 +335,7 @@ class Worker:
         "id_prefix",
         "loop",
         "mesh",
+        "note_bad_header",
         "note_change",
         "now_ns",
         "pseudonym",
@@ -377,6 +378,7 @@ class Worker:
         self._unwritten: list[Relay] = []
         self.store: Store = NoStore()
         self.note_change: Callable[[str, Change], None] = _nothing
+        self.note_bad_header: Callable[[str, str, str], None] = _nothing_bad
         self.counts: dict[str, int] = defaultdict(int)
         self.requests = 0  # numbered, so that each can be named; see `request_id_slow`
         # 2^48: for two processes of a year's 100,000 to begin alike, the odds are 1 to 56,000.
@@ -435,3 +437,7 @@ class Worker:
 
 def _nothing(upstream: str, change: Change) -> None:
     """The default of `note_change`: nobody logs."""
+
+
+def _nothing_bad(listener: str, peer: str, reason: str) -> None:
+    """The default of `note_bad_header`, likewise."""

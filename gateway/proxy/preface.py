@@ -65,15 +65,15 @@ class Preface(Relay):
     def received(self, data: bytes) -> None:
         try:
             end = self.header.feed(data)
-        except BadMessage:
-            self._refuse()
+        except BadMessage as bad:
+            self._refuse(str(bad))
             return
         if end is not None:
             self._hand_over(self.header.address or "")
 
     def ended(self) -> None:
         if self.header.begun:  # a bare connection and its end are a balancer's health check
-            self.worker.count("proxy_protocol_bad")
+            self._fault("the connection ended inside it")
 
     def lost(self) -> None:
         """Nobody waits for it."""
@@ -85,16 +85,22 @@ class Preface(Relay):
         """Nothing is written here."""
 
     def timed_out(self, now_ns: int) -> None:
-        self._refuse()
+        self._refuse("it did not come in time")
 
     def drain(self) -> None:
         """The worker stops: no request has begun."""
         self.abort()
 
-    def _refuse(self) -> None:
+    def _refuse(self, reason: str) -> None:
         """Closes without a word: the peer is a balancer, no client that could read an answer."""
-        self.worker.count("proxy_protocol_bad")
+        self._fault(reason)
         self.abort()
+
+    def _fault(self, reason: str) -> None:
+        worker = self.worker
+        worker.count("proxy_protocol_bad")
+        peer = self.transport.get_extra_info("peername")
+        worker.note_bad_header(self._listener.name, str(peer[0]), reason)
 
     def _hand_over(self, source: str) -> None:
         """The connection goes on, as that of `source`; "" is the peer itself."""

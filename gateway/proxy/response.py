@@ -147,7 +147,7 @@ class Respondent(admission.Admittee):
             and not worker.draining
         )
         via = worker.via if head.minor == 1 else worker.via_slow(head.minor)
-        fields = forward_response(head, via)
+        fields = forward_response(head, via, self.head.te_trailers)
         if not head.dated:
             # RFC 9110 section 6.6.1: a recipient with a clock that forwards it must date it.
             fields.append((b"Date", worker.date.of(worker.wall_ns())))
@@ -215,6 +215,20 @@ class Respondent(admission.Admittee):
             out.append(body)
         self.over(NORMAL_END)
         self.downstream.exchange_done(keep=not close)
+
+    def answer_self_slow(self) -> None:
+        """Max-Forwards says that the request goes no further (RFC 9110 section 7.6.2)."""
+        if self.head.method == b"TRACE":
+            # Reflecting a request would show a script the credentials that were added on the way.
+            raise GatewayError(ErrorKind.NOT_IMPLEMENTED, "TRACE is not answered here")
+        worker = self.worker
+        date = worker.date.of(worker.wall_ns())
+        self.answer(204, [(b"Date", date), (b"Via", worker.via)], b"")
+
+    def answer_for_all_slow(self) -> None:
+        """OPTIONS * that no route takes is about this server itself (RFC 9110 section 9.3.7)."""
+        worker = self.worker
+        self.answer(200, [(b"Date", worker.date.of(worker.wall_ns()))], b"")
 
     def switch(self, connection: Relay, early_out: bytes) -> None:
         """Both sides speak another protocol from here on; `early_out` came behind the head."""
@@ -286,7 +300,7 @@ class Respondent(admission.Admittee):
     def _interim_slow(self, head: ResponseHead) -> None:
         worker = self.worker
         via = worker.via if head.minor == 1 else worker.via_slow(head.minor)
-        fields = forward_response(head, via)
+        fields = forward_response(head, via, self.head.te_trailers)
         if head.status == 101:
             asked = self.head.upgrade and upgrade_fields(self.head.upgrade)
             if not asked or not self.request_done:

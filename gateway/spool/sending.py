@@ -35,7 +35,7 @@ __all__ = ["Owner", "Sending"]
 HELD_NS_MAX: Final = 100 * MS
 PARTS_UNDER_WAY_MAX: Final = 4
 # A result is given out later, framed anew and without its trailers.
-_OF_THE_TRANSFER: Final = frozenset((b"content-length", b"trailer"))
+_OF_THE_TRANSFER: Final = frozenset((b"content-length",))
 
 
 class Owner(Protocol):
@@ -274,7 +274,7 @@ class Sending(Exchange):
         if self._is_kept:
             self._result_fields = [
                 field
-                for field in forward_response(head, b"")[:-1]  # our Via stands last
+                for field in forward_response(head, b"", False)[:-1]  # our Via stands last
                 if field[0].lower() not in _OF_THE_TRANSFER
             ]
         connection = self.connection

@@ -38,7 +38,7 @@ def sent(
 def returned(*fields: tuple[bytes, bytes], status: int = 200) -> Fields:
     head = ResponseHead(status, b"", 1, list(fields))
     judge_response(head, b"GET")
-    return forward_response(head, VIA)
+    return forward_response(head, VIA, True)
 
 
 def test_end_to_end_fields_go_on_in_order_as_they_came() -> None:

@@ -185,7 +185,7 @@ def test_two_requests_behind_a_header(serve) -> None:
 )
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_header_is_demanded_of_those_who_are_believed(
-    serve, certificates, octets: bytes, tls: bool
+    capsys, serve, certificates, octets: bytes, tls: bool
 ) -> None:
     gateway = serve(BELIEVED + "\n" + certificates.one_way * tls)
     with connected(gateway, octets) as client:
@@ -193,6 +193,12 @@ def test_a_header_is_demanded_of_those_who_are_believed(
     gateway.until(lambda: gateway.server.worker.counts["proxy_protocol_bad"] == 1)
     nothing_is_open(gateway)
     assert count(gateway, "bad_requests_bad_request") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "PROXY header refused" in line]
+    assert len(told) == 1
+    assert "debug" in told[0]
+    assert "peer=127.0.0.1" in told[0]
+    assert "PROXY protocol section 2" in told[0]
+    assert all(line["event"] != "PROXY header refused" for line in gateway.server.log.lines())
 
 
 @pytest.mark.parametrize("header", [V1, V2])

@@ -441,3 +441,20 @@ def test_9110_2_5_versions(make) -> None:
         assert refused.value(b"proxy-status").endswith(b"error=http_request_error")
         assert client.closed()
     assert [request.request_line for request in origin.requests] == [b"GET /new HTTP/1.1"]
+
+
+def test_9112_3_2_4_options_of_the_gateway_itself(make) -> None:
+    """Where only routes with a path are there, no upstream is asked; one for the host is."""
+    gateway, origin = make()
+    text = gateway.path.read_text().replace('host = "api.test"', 'path = "/v1"')
+    assert gateway.reload(text)
+    with gateway.client() as client:
+        for _ in range(2):
+            client.send(b"OPTIONS * HTTP/1.1\r\nHost: api.test\r\n\r\n")
+            answered = client.response()
+            assert answered.status == 200
+            assert answered.values(b"content-length") == [b"0"]
+            assert answered.value(b"date").endswith(b" GMT")
+        client.send(b"OPTIONS /other HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        assert client.response().status == 404
+    assert origin.requests == []
