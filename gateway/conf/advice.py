@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
 
 from gateway.conf.account import effective_burst
 from gateway.conf.check_routes import shadowed_routes
@@ -13,7 +14,7 @@ from gateway.conf.units import duration_text
 
 __all__ = ["warnings"]
 
-_SHOWN_MAX = 20  # of one kind of warning about routes; the rest is only counted
+_SHOWN_MAX = 20  # of one kind of warning about routes and targets; the rest is only counted
 
 
 def warnings(conf: Conf, members: int) -> list[str]:
@@ -30,6 +31,31 @@ def _reach(conf: Conf) -> Iterator[str]:
     anyone = any(target.wildcard and not target.host for target in conf.forward.allow)
     if anyone and conf.access.anonymous and open_doors:
         yield f"forward.allow: any host, for anyone who reaches {open_doors[0]}: an open proxy"
+    yield from _mapped(conf)
+
+
+def _mapped(conf: Conf) -> Iterator[str]:
+    """Targets are compared as clients spell them, and nobody spells an IPv4 address like that."""
+    count = 0
+    for index, target in enumerate(conf.forward.allow):
+        mapped = _ipv4_mapped(target.host)
+        if mapped is None:
+            continue
+        count += 1
+        if count <= _SHOWN_MAX:
+            yield (
+                f"forward.allow.{index}: {target} is an IPv4-mapped address, and clients do not "
+                f'name it so; use "{mapped}:{target.port}"'
+            )
+    if count > _SHOWN_MAX:
+        yield f"forward.allow: {count - _SHOWN_MAX} more are IPv4-mapped addresses"
+
+
+def _ipv4_mapped(host: str) -> IPv4Address | None:
+    try:
+        return IPv6Address(host).ipv4_mapped
+    except ValueError:
+        return None
 
 
 def _mesh(conf: Conf) -> Iterator[str]:
@@ -45,6 +71,7 @@ def _mesh(conf: Conf) -> Iterator[str]:
 
 
 def _upstreams(conf: Conf, members: int) -> Iterator[str]:
+    yield from _heads(conf)
     origins: dict[str, str] = {}
     for name, upstream in conf.upstream.items():
         first = origins.setdefault(str(upstream.origin), name)
@@ -56,6 +83,22 @@ def _upstreams(conf: Conf, members: int) -> Iterator[str]:
         yield from _upstream(f"upstream.{name}", upstream)
         for limit in upstream.limit:
             yield from _limit(f"upstream.{name}.limit.{limit.name}", limit, members)
+
+
+def _heads(conf: Conf) -> Iterator[str]:
+    """A head is read before its upstream is known, so one time holds for all (`timeout.head`)."""
+    heads = {name: upstream.timeout.head for name, upstream in conf.upstream.items()}
+    longest = max(heads.values(), default=0)
+    shorter = [name for name, head in heads.items() if head < longest]
+    if not shorter:
+        return
+    name = next(name for name, head in heads.items() if head == longest)
+    more = f" and {len(shorter) - 1} more" if len(shorter) > 1 else ""
+    yield (
+        f"upstream.{shorter[0]}.timeout.head: {duration_text(heads[shorter[0]])}{more} without "
+        f"effect: a head is read before its upstream is known, so the longest is in effect for "
+        f"all ({duration_text(longest)}, {name}'s)"
+    )
 
 
 def _upstream(key: str, upstream: Upstream) -> Iterator[str]:

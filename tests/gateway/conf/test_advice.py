@@ -54,6 +54,25 @@ ENOUGH = 'rate = "100/s"\nburst = 100\n'
             A + 'timeout.response = "11m"',
             "upstream.a.timeout.response: is longer than timeout.total",
         ),
+        (
+            A + 'timeout.head = "4s"\n[upstream.b]\norigin = "https://b"',
+            "upstream.a.timeout.head: 4s without effect: a head is read before its upstream is "
+            "known, so the longest is in effect for all (10s, b's)",
+        ),
+        (
+            A + '[upstream.b]\norigin = "https://b"\ntimeout.head = "30s"\n'
+            '[upstream.c]\norigin = "https://c"',
+            "upstream.a.timeout.head: 10s and 1 more without effect",
+        ),
+        (
+            A + 'timeout.head = "4s"\n[upstream.b]\norigin = "https://b"\ntimeout.head = "4s"',
+            None,
+        ),
+        (
+            A + '[forward]\nallow = ["b:443", "[::ffff:127.0.0.1]:19000", "[2001:db8::1]:443"]',
+            "forward.allow.1: [::ffff:7f00:1]:19000 is an IPv4-mapped address, and clients do not "
+            'name it so; use "127.0.0.1:19000"',
+        ),
         (A + 'wait.max = "10m"', "upstream.a.wait.max: is not shorter than timeout.total"),
         (
             A + 'tunnel = true\nlimit = [{ name = "l", rate = "100/s", burst = 100 }]',
