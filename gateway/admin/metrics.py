@@ -452,7 +452,7 @@ def _counts(counts: dict[str, int]) -> Iterator[Metric]:
     yield _counter(
         "egressd_access_log_dropped",
         "Lines of the access log that could not be written.",
-        plain.pop("access_log_dropped"),
+        plain.pop("access_log_dropped", 0),  # a supervisor's own counts have none
     )
     for prefix, name, text, label in _COUNT_PREFIXES:
         family = CounterMetricFamily(name, text, labels=(label,))
