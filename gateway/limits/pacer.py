@@ -24,9 +24,13 @@ _BACK: Final = 0.7
 _GROWTH_PER_S: Final = 1.02
 _AFTER_FAILURE: Final = 0.05
 
-# The slowest that requests ever return, and what is begun with where nothing was measured: then
-# the pace doubles with every tenth of the ramp, to 1,024 times as much.
-_START_PER_S: Final = 1.0
+# The slowest that requests ever return: a client that asked for little measures little.
+_START_MIN_PER_S: Final = 1.0
+
+# What is begun with where nothing was measured: then the pace doubles with every tenth of the ramp,
+# to 1,024 times as much. From 10/s the 150 requests that a pause may well have held are through in
+# log2(150 ln 2 / 10 + 1) = 3.5 s; from 1/s most would not go within `wait.max`, which is 2 s.
+_START_PER_S: Final = 10.0
 _UNMEASURED_GROWTH: Final = 1_024.0
 
 # The shortest climb: what waited at the breaker comes over at once, but who comes a moment later
@@ -97,7 +101,7 @@ class Pacer:
         start = _START_PER_S
         peak = start * _UNMEASURED_GROWTH
         if before_per_s is not None:
-            start = max(start, before_per_s * (_BACK if throttled else _AFTER_FAILURE))
+            start = max(_START_MIN_PER_S, before_per_s * (_BACK if throttled else _AFTER_FAILURE))
             peak = max(start, before_per_s)
         rise = math.log(peak / start)
         least_s = _CLIMB_MIN_NS / _SECOND_NS

@@ -91,6 +91,8 @@ def _pace(upstream: Upstream, change: Change, now_ns: int) -> None:
         upstream.pacer.stop(scope, now_ns)
         return
     breakers = upstream.breakers
+    if change.scope == LOCAL and breakers.active:
+        return  # what this node found has become everybody's, and that is not over
     throttled = change.cause is Cause.THROTTLE
     upstream.pacer.begin(scope, breakers.before_per_s, throttled, breakers.policy.ramp_ns, now_ns)
 
