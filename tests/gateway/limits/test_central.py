@@ -203,3 +203,16 @@ def test_a_request_is_clear_if_nothing_holds_it_up(limit: CentralLimit) -> None:
 def test_no_store_is_never_up(limit: CentralLimit) -> None:
     nobody = NoStore()
     assert not nobody.up and not nobody.ask(object(), 0) and nobody.document() is None
+
+
+def test_it_foresees_what_the_store_told_and_no_answer(limit: CentralLimit, store: Store) -> None:
+    row = limit.entry(b"", 0)
+    assert not row.foresees(1, 0)  # nobody has asked yet
+    row.refused(3, SECOND, 0)
+    assert row.ask(3, 0) == SECOND
+    assert row.foresees(3, 0)
+    assert not row.foresees(1, 0)  # a smaller cost may have room
+    store.up = False
+    row.inner.take(5, 0)
+    assert row.ask(1, 0) > 0
+    assert row.foresees(1, 0)
