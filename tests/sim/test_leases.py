@@ -329,3 +329,22 @@ def test_what_an_upstream_tells_a_member_reaches_the_owner(watched: Watch) -> No
     assert owner.row.learn(1, bench.now_ns, bench.now_ns)
     owner.row.clear(bench.now_ns)
     assert owner.row.level(bench.now_ns) < 2
+
+
+def test_an_answer_on_its_way_is_not_foreseen_but_a_full_bucket_is(watched: Watch) -> None:
+    bench = meshed(watched(Simulation(3, 2)))
+    clients, _ = loaded(bench, 1, 9, 0.0)
+    bench.run_for(9 * SECOND)
+    owner = clients[owner_of_key(bench, clients)].row
+    other = next(client for client in clients if client.row is not owner)
+    assert other.row.ask(1, bench.now_ns) > 0
+    assert not other.row.foresees(1, bench.now_ns)
+    bench.after_step(other.sim)
+    bench.run_for(10 * MS)
+    assert other.row.ask(1, bench.now_ns) == 0  # long before another round trip was over
+    while owner.ask(1, bench.now_ns) == 0:
+        owner.take(1, bench.now_ns)
+    assert owner.ask(1, bench.now_ns) > 100 * MS
+    assert owner.foresees(1, bench.now_ns)
+    owner.limit.closed = True
+    assert not owner.foresees(1, bench.now_ns)
