@@ -34,8 +34,9 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes side by side, a file's tests in one of them: half of the time is waiting for nodes.
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: env browser vip-tools
 	$(BIN)/pytest -m slow

@@ -101,6 +101,10 @@ def _limit_text(limit: LimitConf, members: int) -> str:
     seen = ", ".join(
         f"{tokens} in {seconds} s" for tokens, seconds in zip(most, _WINDOWS_S, strict=True)
     )
+    if limit.sync == "mesh" and members > 1:
+        # What is spent twice while news of it is under way (peers/PROTOCOL.md): N + 0.08 B.
+        most_at_once = limit.rate.count if limit.algorithm == "window" else limit.burst
+        seen += f", and {members + math.ceil(0.08 * most_at_once)} more while news is under way"
     return f"limit {limit.name}{counter}: {how}, sync {limit.sync}: at most {seen}{suffix}"
 
 

@@ -6,6 +6,7 @@ What a node says is read where an operator would read it: the admin interface an
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -14,11 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NodeProcess", "Ports", "free_ports", "until"]
+__all__ = ["NodeProcess", "Ports", "free_port", "free_ports", "until"]
 
 START_SECONDS = 15.0  # an interpreter and its imports take half a second on an idle machine
 STOP_SECONDS = 8.0
@@ -54,24 +55,32 @@ class Ports:
         self.admin = admin
 
 
+# Below the ports that the kernel gives to outgoing connections, which would take one that is free
+# now. Each of the processes that run tests side by side has a part of its own.
+_LOWEST, _HIGHEST = 10_000, 32_000
+_PART = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PARTS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_PART_PORTS = (_HIGHEST - _LOWEST) // _PARTS
+_next_port = itertools.count(os.getpid() * 97)  # another run begins elsewhere
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses now, for TCP and UDP, and not given out lately."""
+    while True:
+        port = _LOWEST + _PART * _PART_PORTS + next(_next_port) % _PART_PORTS
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        ):
+            stream.bind(("127.0.0.1", port))
+            datagrams.bind(("127.0.0.1", port))
+            return port
+
+
 def free_ports(nodes: int) -> list[Ports]:
-    """Ports that nobody uses now, all different; a mesh port is free for TCP and UDP."""
-    with ExitStack() as stack:
-
-        def bound(kind: socket.SocketKind, port: int = 0) -> int:
-            sock = stack.enter_context(socket.socket(socket.AF_INET, kind))
-            sock.bind(("127.0.0.1", port))
-            found: int = sock.getsockname()[1]
-            return found
-
-        def both() -> int:
-            while True:
-                port = bound(socket.SOCK_STREAM)
-                with suppress(OSError):
-                    return bound(socket.SOCK_DGRAM, port)
-
-        stream = socket.SOCK_STREAM
-        return [Ports(bound(stream), both(), bound(stream)) for _ in range(nodes)]
+    """Ports that nobody uses now, all different."""
+    return [Ports(free_port(), free_port(), free_port()) for _ in range(nodes)]
 
 
 class NodeProcess:

@@ -181,3 +181,11 @@ def test_a_terminal_gets_a_bar_on_standard_error() -> None:
 
 def test_as_many_nodes_as_a_mesh_may_have() -> None:
     assert Config.__dataclass_fields__["members_max"].default == NODES_MAX
+
+
+def test_the_readme_shows_what_it_prints() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    block = text[text.index("$ egressd sim ") + 2 :].partition("```")[0]
+    command, _, printed = block.partition("\n")
+    done = CliRunner().invoke(main, command.split()[1:])
+    assert done.stdout == printed

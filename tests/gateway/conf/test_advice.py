@@ -173,11 +173,12 @@ upstream = "a"
         "1 listener, 2 upstreams, 1 route, 0 clients; the mesh is taken as 3 members",
         "upstream a: https://a, 1 route",
         "  limit account: 100/s, burst 10, sync mesh: at most 110 in 1 s, 1010 in 10 s, "
-        "6010 in 60 s",
+        "6010 in 60 s, and 4 more while news is under way",
         "  limit tight for each credential + path:1: 1000/s, burst 32 (in effect 61.0), sync mesh: "
-        "at most 1061 in 1 s, 10061 in 10 s, 60061 in 60 s (dry run: only counted)",
+        "at most 1061 in 1 s, 10061 in 10 s, 60061 in 60 s, and 6 more while news is under way "
+        "(dry run: only counted)",
         "  limit daily: window of 1000/d, sync mesh: at most 2000 in 1 s, 2000 in 10 s, "
-        "2000 in 60 s",
+        "2000 in 60 s, and 83 more while news is under way",
         "  limit ten: window of 5/10s, sync local: at most 10 in 1 s, 10 in 10 s, 35 in 60 s",
         "  limit open: at most 50 in flight",
         "  without room a request waits up to 2s, at most 1000 of them",
