@@ -85,6 +85,7 @@ HOT = [
     "gateway/proxy/relay.py",
     "gateway/proxy/upstream.py",
     "gateway/limits/central.py",
+    "gateway/limits/wrapped.py",
     "gateway/limits/gcra.py",
     "gateway/limits/policy.py",
     "gateway/h1/codec_httptools.py",

@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final, Protocol
 
-from gateway.limits.stick_table import StickTable
 from gateway.limits.verdict import NEVER, ROOM, Entry, Limit
+from gateway.limits.wrapped import WrappedLimit, WrappedRow
 
 __all__ = ["GRANT_LIFE_NS", "CentralLimit", "CentralRow", "NoStore", "Store"]
 
@@ -54,15 +54,13 @@ class NoStore:
         """Nothing to show."""
 
 
-class CentralRow:
+class CentralRow(WrappedRow):
     """One key's view of the store, in front of the wrapped limit's row. Satisfies `Entry`."""
 
     __slots__ = (
         "closed_cost",
         "closed_until_ns",
         "forgiven",
-        "inner",
-        "key",
         "limit",
         "name",
         "purse",
@@ -71,24 +69,15 @@ class CentralRow:
     )
 
     def __init__(self, limit: CentralLimit, key: bytes, name: bytes, inner: Entry) -> None:
+        super().__init__(key, inner)
         self.limit = limit
-        self.key = key
         self.name = name  # in the store
-        self.inner = inner
         self.purse = 0
         self.purse_until_ns = 0
         self.closed_until_ns = 0  # for costs from `closed_cost` on
         self.closed_cost = 0
         self.told_epoch = _NEVER_TOLD  # of the store that has been told the wrapped row's level
         self.forgiven = False  # the operator cleared the row, which the store has yet to hear
-
-    @property
-    def waiting(self) -> Any:
-        return self.inner.waiting
-
-    @waiting.setter
-    def waiting(self, queue: Any) -> None:
-        self.inner.waiting = queue
 
     def ask(self, cost: int, now_ns: int) -> int:
         """As the wrapped row while the store is gone; otherwise what the store said last.
@@ -142,12 +131,6 @@ class CentralRow:
             self.closed_cost = cost
             self.closed_until_ns = now_ns + wait_ns
 
-    def arrive(self, cost: int, now_ns: int) -> None:
-        self.inner.arrive(cost, now_ns)
-
-    def hold(self, cost: int) -> None:
-        self.inner.hold(cost)
-
     def give_back(self, cost: int, now_ns: int) -> None:
         """Nothing: tokens of a rate are never given back."""
 
@@ -192,7 +175,7 @@ class CentralRow:
         return self.purse >= cost and now_ns < self.purse_until_ns
 
 
-class CentralLimit(StickTable[CentralRow]):
+class CentralLimit(WrappedLimit[CentralRow]):
     """A rate that the store keeps, in front of the limit that stands in for it. Satisfies `Limit`.
 
     `most` is the burst, or a window's quota; `factor` the share of the rate in force (the ramp
@@ -203,7 +186,6 @@ class CentralLimit(StickTable[CentralRow]):
         "_prefix",
         "aligned",
         "factor",
-        "inner",
         "most",
         "period_ns",
         "store",
@@ -213,8 +195,7 @@ class CentralLimit(StickTable[CentralRow]):
 
     def __init__(self, inner: Limit, store: Store, prefix: bytes, keys_max: int) -> None:
         """`prefix` begins the hashed names of rows: the limit's identity, keyed by the cluster."""
-        super().__init__(keys_max)
-        self.inner = inner
+        super().__init__(inner, keys_max)
         self.store = store
         self.factor = 1.0
         self._prefix = prefix
@@ -229,28 +210,6 @@ class CentralLimit(StickTable[CentralRow]):
         self.period_ns = period_ns
         self.tokens_per_ns = count / period_ns
         self.most = count if window else burst
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @name.setter
-    def name(self, value: str) -> None:
-        self.inner.name = value
-
-    @property
-    def dry_run(self) -> bool:
-        return self.inner.dry_run
-
-    @dry_run.setter
-    def dry_run(self, value: bool) -> None:
-        self.inner.dry_run = value
-
-    def entry(self, key: bytes, now_ns: int) -> CentralRow:
-        """The row for a key, in front of the wrapped limit's current one."""
-        row = super().entry(key, now_ns)
-        row.inner = self.inner.entry(key, now_ns)
-        return row
 
     def remaining(self, entry: CentralRow, now_ns: int) -> tuple[int, int]:
         """As the wrapped limit says, which sees what the store grants to the nodes of the mesh."""
@@ -273,9 +232,3 @@ class CentralLimit(StickTable[CentralRow]):
     def _new_row(self, key: bytes, now_ns: int, full: bool) -> CentralRow:
         name = hashlib.blake2b(key, key=self._prefix, digest_size=NAME_BYTES).hexdigest()
         return CentralRow(self, key, b"egressd:" + name.encode(), self.inner.entry(key, now_ns))
-
-    def _young(self, row: CentralRow, now_ns: int) -> bool:
-        return False  # the store remembers
-
-    def _memory_ns(self) -> int:
-        return 0

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.limits.central import CentralLimit
-from gateway.limits.stick_table import StickTable
 from gateway.limits.verdict import ROOM, Entry, Limit
+from gateway.limits.wrapped import WrappedLimit, WrappedRow
 
 __all__ = ["Settled", "SettledRow", "central_of", "unwrapped"]
 
@@ -22,26 +22,17 @@ __all__ = ["Settled", "SettledRow", "central_of", "unwrapped"]
 _MEAN_OVER = 32
 
 
-class SettledRow:
+class SettledRow(WrappedRow):
     """One key's credit and mean cost in front of the wrapped limit's row. Satisfies `Entry`."""
 
-    __slots__ = ("credit", "inner", "key", "limit", "mean", "settled")
+    __slots__ = ("credit", "limit", "mean", "settled")
 
     def __init__(self, limit: Settled, key: bytes, inner: Entry) -> None:
+        super().__init__(key, inner)
         self.limit = limit
-        self.key = key
-        self.inner = inner
         self.credit = 0  # tokens taken too many
         self.mean = 1.0  # tokens; the first request reserves 1
         self.settled = 0  # responses in the mean, up to _MEAN_OVER
-
-    @property
-    def waiting(self) -> Any:
-        return self.inner.waiting
-
-    @waiting.setter
-    def waiting(self, queue: Any) -> None:
-        self.inner.waiting = queue
 
     def reserve(self) -> int:
         """The cost to ask for now, in tokens: the mean, at most what the limit can give at once."""
@@ -62,12 +53,6 @@ class SettledRow:
         self.credit -= spent
         if cost > spent:
             self.inner.take(cost - spent, now_ns)
-
-    def arrive(self, cost: int, now_ns: int) -> None:
-        self.inner.arrive(cost, now_ns)
-
-    def hold(self, cost: int) -> None:
-        self.inner.hold(cost)
 
     @property
     def fetching(self) -> bool:
@@ -115,7 +100,7 @@ class SettledRow:
         self.take(excess, now_ns)
 
 
-class Settled(StickTable[SettledRow]):
+class Settled(WrappedLimit[SettledRow]):
     """A limit whose costs are settled afterwards. Satisfies `Limit`.
 
     `reserve_max`: the wrapped limit's burst or quota, above which asking would get NEVER.
@@ -123,35 +108,12 @@ class Settled(StickTable[SettledRow]):
     be worked off: an hour's worth of the rate is the same bound as `pause_max` sets on a pause.
     """
 
-    __slots__ = ("inner", "reserve_max", "told_max")
+    __slots__ = ("reserve_max", "told_max")
 
     def __init__(self, inner: Limit, reserve_max: int, told_max: int, keys_max: int) -> None:
-        super().__init__(keys_max)
-        self.inner = inner
+        super().__init__(inner, keys_max)
         self.reserve_max = reserve_max
         self.told_max = told_max
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @name.setter
-    def name(self, value: str) -> None:
-        self.inner.name = value
-
-    @property
-    def dry_run(self) -> bool:
-        return self.inner.dry_run
-
-    @dry_run.setter
-    def dry_run(self, value: bool) -> None:
-        self.inner.dry_run = value
-
-    def entry(self, key: bytes, now_ns: int) -> SettledRow:
-        """The row for a key, in front of the wrapped limit's current one."""
-        row = super().entry(key, now_ns)
-        row.inner = self.inner.entry(key, now_ns)
-        return row
 
     def remaining(self, entry: SettledRow, now_ns: int) -> tuple[int, int]:
         """As the wrapped limit says; the credit is on top."""
@@ -160,12 +122,6 @@ class Settled(StickTable[SettledRow]):
 
     def _new_row(self, key: bytes, now_ns: int, full: bool) -> SettledRow:
         return SettledRow(self, key, self.inner.entry(key, now_ns))
-
-    def _young(self, row: SettledRow, now_ns: int) -> bool:
-        return False  # a lost credit or mean costs the client a little, the upstream nothing
-
-    def _memory_ns(self) -> int:
-        return 0
 
 
 def unwrapped(limit: Limit) -> Limit:
