@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import zipfile
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from click.testing import CliRunner
 from fakes.gateway import Gateway
+from fakes.nodes import free_port
 
 from gateway.cli import main
 
@@ -121,12 +121,6 @@ def test_the_health_check_asks_a_live_node(tmp_path: Path) -> None:
     with Gateway(conf.format(port=port), tmp_path):
         assert ask(port) == 0
     assert ask(port) == 1
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        found: int = sock.getsockname()[1]
-        return found
 
 
 @pytest.mark.slow

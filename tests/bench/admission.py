@@ -30,7 +30,8 @@ from typing import NamedTuple
 from bench.central import BATCHES as BATCHES_CENTRAL
 from bench.central import store_figures
 from bench.packages import install, virtual_environment, which
-from bench.process import BenchError, Process, free_port, wait_for_port
+from bench.process import BenchError, Process, wait_for_port
+from fakes.nodes import free_port
 
 from gateway.clock import monotonic_ns
 from gateway.limits.gcra import Gcra

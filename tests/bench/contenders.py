@@ -16,7 +16,8 @@ from typing import ClassVar, NamedTuple
 
 import trustme
 from bench.packages import virtual_environment, which
-from bench.process import Process, free_port, wait_for_port
+from bench.process import Process, wait_for_port
+from fakes.nodes import free_port
 
 __all__ = ["CONTENDERS", "HOST", "Contender", "Origin", "Stage"]
 

@@ -30,7 +30,8 @@ from typing import NamedTuple
 
 import trustme
 from bench.admission import local_set, mesh_set
-from bench.process import BenchError, Process, free_port, wait_for_port
+from bench.process import BenchError, Process, wait_for_port
+from fakes.nodes import free_port
 
 __all__ = ["FIGURES", "Figure", "Measured", "lines_of", "resident_bytes"]
 

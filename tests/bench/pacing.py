@@ -32,7 +32,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.process import BenchError, Process, free_port, wait_for_port
+from bench.process import BenchError, Process, wait_for_port
+from fakes.nodes import free_port
 
 __all__ = ["Pacing", "Row", "fullest_window", "judge"]
 

@@ -23,7 +23,6 @@ __all__ = [
     "Process",
     "Stat",
     "busy_ns",
-    "free_port",
     "parse_stat",
     "wait_for_port",
 ]
@@ -81,14 +80,6 @@ def busy_ns(core: int) -> int:
             user, nice, system, _, _, irq, softirq = (int(word) for word in line.split()[1:8])
             return (user + nice + system + irq + softirq) * TICK_NS
     raise BenchError(f"/proc/stat does not know core {core}")
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Process:

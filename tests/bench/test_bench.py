@@ -25,7 +25,8 @@ from bench.contenders import (
     Stage,
 )
 from bench.measure import BODY_BYTES, Cell, Latency, Run, parse_wrk
-from bench.process import BenchError, Process, busy_ns, free_port, parse_stat
+from bench.process import BenchError, Process, busy_ns, parse_stat
+from fakes.nodes import free_port
 
 from gateway.conf.load import load
 

@@ -19,7 +19,7 @@ from bench.mesh.origin import Record, sent_ns
 from bench.mesh.rows import ROWS, Row
 from bench.mesh.wires import Link, Wires, rules
 from bench.packages import which
-from bench.process import free_port
+from fakes.nodes import free_port
 from fakes.relay import Relay
 
 from gateway.conf.load import load as load_conf

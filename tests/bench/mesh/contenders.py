@@ -19,8 +19,8 @@ from typing import ClassVar, NamedTuple
 
 from bench.mesh.wires import Link, Wires
 from bench.packages import which
-from bench.process import READY_SECONDS_MAX, BenchError, Process, free_port, wait_for_port
-from fakes.nodes import NodeProcess, Ports, free_ports, until
+from bench.process import READY_SECONDS_MAX, BenchError, Process, wait_for_port
+from fakes.nodes import NodeProcess, Ports, free_port, free_ports, until
 
 __all__ = ["CONTENDERS", "GROUPS", "PAUSE_GROUP", "Contender", "Egressd", "Group", "Stage"]
 

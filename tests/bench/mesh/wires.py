@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from bench.packages import which
-from bench.process import free_port
+from fakes.nodes import free_port
 from fakes.relay import Relay
 
 __all__ = ["Link", "Wires", "enter_namespace", "in_namespace", "rules"]
