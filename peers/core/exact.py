@@ -8,13 +8,12 @@ that lease (`leases`) and, for the keys that this node owns, their ledgers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 from peers.core.config import MS, SECOND
-from peers.core.counters import Rule, Surroundings
 from peers.core.leases import LEASE_NS, ExactRow, Owner
 from peers.core.ledger import Ledger
+from peers.core.table import RowTable, Rule, Surroundings
 
 __all__ = ["Desk", "ExactLimit"]
 
@@ -69,7 +68,7 @@ class Desk(Protocol):
     def wake(self) -> None: ...
 
 
-class ExactLimit:
+class ExactLimit(RowTable[ExactRow]):
     """A rate that the mesh never exceeds. Satisfies `gateway.limits.verdict.Limit`.
 
     `rate` (tokens per nanosecond) and `burst` are what is in force now; `claims` are this node's
@@ -89,61 +88,31 @@ class ExactLimit:
         dry_run: bool,
     ) -> None:
         self.desk = desk
-        self.identity = identity
-        self.rule = rule
-        self.name = name
-        self.on_partition = on_partition
-        self.keys_max = keys_max
-        self.dry_run = dry_run
-        self.peer_rules: dict[bytes, Rule] = {}
+        super().__init__(
+            identity,
+            rule,
+            surroundings,
+            name=name,
+            on_partition=on_partition,
+            keys_max=keys_max,
+            dry_run=dry_run,
+        )
         self.claims: dict[Ledger, None] = {}
         self.ledgers: OrderedDict[int, Ledger] = OrderedDict()
-        self.urgent: list[ExactRow] = []
-        self.evicted = 0
-        self.started_full = 0
         self.rate = rule.rate
         self.version = desk.version  # of the membership that ownership goes by
-        self._rows: OrderedDict[bytes, ExactRow] = OrderedDict()
-        self._active: dict[ExactRow, None] = {}
-        self._turn: list[ExactRow] = []
         self._next_tick_ns = 0
         self._next_serve_ns = 0
-        self._crowded_until_ns = 0
         self._factor = 1.0
-        self._surroundings = surroundings
         self.retune(surroundings, None)
 
     # -- the caller's side: gateway.limits.verdict.Limit
-
-    def entry(self, key: bytes, now_ns: int) -> ExactRow:
-        """The row for a key, made if there is none."""
-        row = self._rows.get(key)
-        if row is None:
-            return self._make_row_slow(key, now_ns)
-        self._rows.move_to_end(key)
-        return row
 
     def remaining(self, row: ExactRow, now_ns: int) -> tuple[int, int]:
         """(whole tokens free now, nanoseconds until full again), for RateLimit fields."""
         level = row.level(now_ns)
         free = max(row.purse, int(self.burst - level), 0)
         return free, int(level / self.rate) if not self.closed else _CLOSED_FULL_NS
-
-    def rows(self) -> Iterable[ExactRow]:
-        """All rows, the least recently used first."""
-        return self._rows.values()
-
-    def keys(self) -> list[bytes]:
-        """A copy of all keys, in the order in which the rows were made (see `table.RowTable`)."""
-        return list(dict.__iter__(self._rows))
-
-    def peek(self, key: bytes) -> ExactRow | None:
-        """The row for a key if there is one; the order of use stays as it is."""
-        return self._rows.get(key)
-
-    def forgive(self) -> None:
-        """Ledgers of this node that are made from now on start empty again."""
-        self._crowded_until_ns = 0
 
     def bucket(self, key: bytes) -> int | None:
         """The name of a key's bucket if this node keeps it, or would."""
@@ -165,9 +134,6 @@ class ExactLimit:
     def row_of(self, name: int) -> ExactRow | None:
         """This node's own row of a bucket."""
         return self.desk.row_of(name)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def set_rate_factor(self, factor: float, now_ns: int) -> None:
         """Scales the rate by what was learned of the upstream (above 0, at most 1)."""
@@ -249,28 +215,13 @@ class ExactLimit:
         now_ns: int,
     ) -> None:
         """New numbers in place; rows and ledgers stay."""
-        self.rule = rule
-        self.name = name
-        self.on_partition = on_partition
-        self.keys_max = keys_max
-        self.dry_run = dry_run
+        self._configure(rule, name, on_partition, keys_max, dry_run)
         self.retune(self._surroundings, now_ns)
 
     def set_peer_rule(self, node: bytes, rule: Rule | None, now_ns: int) -> None:
         """What a member announces for this limit; None when it is gone."""
-        if self.peer_rules.get(node) == rule:
-            return
-        if rule is None:
-            del self.peer_rules[node]
-        else:
-            self.peer_rules[node] = rule
-        self.retune(self._surroundings, now_ns)
-
-    def _smallest_rule(self) -> Rule:
-        """While members differ (a rolling reload) the smallest rate and burst rule."""
-        rules = [self.rule, *self.peer_rules.values()]
-        slowest = min(rules, key=lambda rule: rule.rate)
-        return slowest._replace(burst=min(rule.burst for rule in rules))
+        if self._note_peer_rule(node, rule):
+            self.retune(self._surroundings, now_ns)
 
     # -- rows at work
 

@@ -17,7 +17,7 @@ from peers.core.config import Config
 from peers.core.share import Due, Row
 from peers.core.wire import Kind
 
-__all__ = ["Host", "Rule", "SharedTable", "Surroundings"]
+__all__ = ["Host", "RowTable", "Rule", "SharedTable", "Surroundings"]
 
 # Rows at work per turn: 250 ticks of 2 us keep the event loop for half a millisecond.
 _TICKS_PER_TURN = 250
@@ -53,6 +53,7 @@ class Surroundings(NamedTuple):
 
 
 R = TypeVar("R", bound=Row)
+T = TypeVar("T")
 
 
 class Host(Protocol):
@@ -70,7 +71,100 @@ class Host(Protocol):
     def wake(self) -> None: ...
 
 
-class SharedTable(Generic[R]):
+class RowTable(Generic[T]):
+    """What every limit of the mesh has: its figures, what members announce, and rows by key."""
+
+    def __init__(
+        self,
+        identity: str,
+        rule: Rule,
+        surroundings: Surroundings,
+        *,
+        name: str,
+        on_partition: str,
+        keys_max: int,
+        dry_run: bool,
+    ) -> None:
+        self.identity = identity
+        self.peer_rules: dict[bytes, Rule] = {}
+        self.urgent: list[T] = []
+        self.evicted = 0
+        self.started_full = 0
+        self.effective = rule
+        self._rows: OrderedDict[bytes, T] = OrderedDict()
+        self._active: dict[T, None] = {}
+        self._turn: list[T] = []
+        self._crowded_until_ns = 0
+        self._surroundings = surroundings
+        self._configure(rule, name, on_partition, keys_max, dry_run)
+
+    # -- the caller's side: gateway.limits.verdict.Limit
+
+    def entry(self, key: bytes, now_ns: int) -> T:
+        """The row for a key, made if there is none."""
+        row = self._rows.get(key)
+        if row is None:
+            return self._make_row_slow(key, now_ns)
+        self._rows.move_to_end(key)
+        return row
+
+    def rows(self) -> Iterable[T]:
+        """All rows, the least recently used first."""
+        return self._rows.values()
+
+    def keys(self) -> list[bytes]:
+        """A copy of all keys, in the order in which the rows were made (a millisecond for 100,000:
+        the plain dict's iterator leaves out the order of use)."""
+        return list(dict.__iter__(self._rows))
+
+    def peek(self, key: bytes) -> T | None:
+        """The row for a key if there is one; the order of use stays as it is."""
+        return self._rows.get(key)
+
+    def forgive(self) -> None:
+        """The whole table is cleared: buckets made from now on start empty again."""
+        self._crowded_until_ns = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def active_count(self) -> int:
+        return len(self._active)
+
+    def _make_row_slow(self, key: bytes, now_ns: int) -> T:
+        raise NotImplementedError
+
+    # -- the figures
+
+    def _configure(
+        self, rule: Rule, name: str, on_partition: str, keys_max: int, dry_run: bool
+    ) -> None:
+        """Notes new figures; rows and counts stay. What rows read has to be retuned."""
+        self.rule = rule
+        self.name = name
+        self.on_partition = on_partition
+        self.keys_max = keys_max
+        self.dry_run = dry_run
+
+    def _note_peer_rule(self, node: bytes, rule: Rule | None) -> bool:
+        """What a member announces for this limit, None when it is gone; says whether it is news."""
+        if self.peer_rules.get(node) == rule:
+            return False
+        if rule is None:
+            del self.peer_rules[node]
+        else:
+            self.peer_rules[node] = rule
+        return True
+
+    def _smallest_rule(self) -> Rule:
+        """While members differ (a rolling reload) the smallest rate and burst rule."""
+        rules = [self.rule, *self.peer_rules.values()]
+        slowest = min(rules, key=lambda rule: rule.rate)
+        return slowest._replace(burst=min(rule.burst for rule in rules))
+
+
+class SharedTable(RowTable[R]):
     """Base of the limits that the whole mesh keeps together. `kind` is the frame that its entries
     travel in; `drains` says that tokens come back at a rate, which can be scaled; `tight` that the
     burst is under four tokens a member, so that admissions are told at once."""
@@ -93,68 +187,27 @@ class SharedTable(Generic[R]):
         keys_max: int,
         dry_run: bool,
     ) -> None:
-        self.identity = identity
-        self.name = name
-        self.dry_run = dry_run
-        self.rule = rule
-        self.on_partition = on_partition
-        self.keys_max = keys_max
+        super().__init__(
+            identity,
+            rule,
+            surroundings,
+            name=name,
+            on_partition=on_partition,
+            keys_max=keys_max,
+            dry_run=dry_run,
+        )
         self.draw: Callable[[], float] = host.chance.random
-        self.peer_rules: dict[bytes, Rule] = {}
-        self.urgent: list[R] = []
         self.next_tick_ns = 0  # meaningful while rows are active
         self.flush_spacing_ns = config.flush_spacing_ns
         self._flushed_ns = -config.flush_spacing_ns
-        self.evicted = 0
-        self.started_full = 0
         self._host = host
         self._config = config
-        self._rows: OrderedDict[bytes, R] = OrderedDict()
-        self._active: dict[R, None] = {}
-        self._turn: list[R] = []
-        self._crowded_until_ns = 0
-        self._surroundings = surroundings
         self.cadence_ns = config.cadence_min_ns
-        self.effective = rule
         self.retune(surroundings)
-
-    # -- the caller's side: gateway.limits.verdict.Limit
-
-    def entry(self, key: bytes, now_ns: int) -> R:
-        """The row for a key, made if there is none."""
-        row = self._rows.get(key)
-        if row is None:
-            return self._make_row_slow(key, now_ns)
-        self._rows.move_to_end(key)
-        return row
-
-    def rows(self) -> Iterable[R]:
-        """All rows, the least recently used first."""
-        return self._rows.values()
 
     def recent_rows(self, count: int) -> list[R]:
         """At most so many rows, the most recently used first."""
         return list(islice(reversed(self._rows.values()), count))
-
-    def keys(self) -> list[bytes]:
-        """A copy of all keys, in the order in which the rows were made (a millisecond for 100,000:
-        the plain dict's iterator leaves out the order of use)."""
-        return list(dict.__iter__(self._rows))
-
-    def peek(self, key: bytes) -> R | None:
-        """The row for a key if there is one; the order of use stays as it is."""
-        return self._rows.get(key)
-
-    def forgive(self) -> None:
-        """The whole table is cleared: rows made from now on start empty again."""
-        self._crowded_until_ns = 0
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def active_count(self) -> int:
-        return len(self._active)
 
     # -- what a kind of limit is
 
@@ -188,28 +241,13 @@ class SharedTable(Generic[R]):
         self, rule: Rule, *, name: str, on_partition: str, keys_max: int, dry_run: bool
     ) -> None:
         """New numbers in place; rows and counts stay."""
-        self.rule = rule
-        self.name = name
-        self.on_partition = on_partition
-        self.keys_max = keys_max
-        self.dry_run = dry_run
+        self._configure(rule, name, on_partition, keys_max, dry_run)
         self.retune(self._surroundings)
 
     def set_peer_rule(self, node: bytes, rule: Rule | None) -> None:
         """What a member announces for this limit; None when it is gone."""
-        if self.peer_rules.get(node) == rule:
-            return
-        if rule is None:
-            del self.peer_rules[node]
-        else:
-            self.peer_rules[node] = rule
-        self.retune(self._surroundings)
-
-    def _smallest_rule(self) -> Rule:
-        """While members differ (a rolling reload) the smallest rate and burst rule."""
-        rules = [self.rule, *self.peer_rules.values()]
-        slowest = min(rules, key=lambda rule: rule.rate)
-        return slowest._replace(burst=min(rule.burst for rule in rules))
+        if self._note_peer_rule(node, rule):
+            self.retune(self._surroundings)
 
     # -- rows at work
 
