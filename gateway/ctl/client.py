@@ -90,6 +90,20 @@ class Admin:
         target = path_of(*path) + ("?" + urlencode(told) if told else "")
         return self._ask("GET", target)
 
+    def get_paged(
+        self, *path: str, items: str, most: int, a_page: int, **query: str | int | None
+    ) -> dict[str, Any]:
+        """A list that comes by pages: at most `most` of its `items`, put together, and the last
+        page's other fields, of which `next` says whether there are more. Raises AdminError."""
+        found: list[Any] = []
+        after: str | None = None
+        while True:
+            page = self.get(*path, after=after, count=min(a_page, most - len(found)), **query)
+            found += page[items]
+            after = page["next"]
+            if after is None or len(found) >= most:
+                return {**page, items: found}
+
     def tell(self, method: str, *path: str, **body: object) -> dict[str, Any]:
         """Asks for something to be done. Raises AdminError."""
         return self._ask(method, path_of(*path), json.dumps(body).encode())

@@ -231,20 +231,13 @@ def show_table(reach: Reach, table: str, key: str | None, rows: int) -> None:
         part, prefix = "", part
 
     def work() -> None:
-        items: list[dict[str, Any]] = []
-        after = None
-        while True:
-            page = reach.admin.get(
-                *("tables", upstream, limit), after=after, part=part or None, prefix=prefix or None,
-                count=min(ROWS_A_PAGE, rows - len(items)),
-            )  # fmt: skip
-            items += page["rows"]
-            after = page["next"]
-            if after is None or len(items) >= rows:
-                break
-        write(reach, "rows", {**page, "rows": items}, items)
-        if not reach.as_json and after is not None:
-            click.echo(f"{page['total']} rows in all; --rows shows more", err=True)
+        document = reach.admin.get_paged(
+            *("tables", upstream, limit), part=part or None, prefix=prefix or None,
+            items="rows", most=rows, a_page=ROWS_A_PAGE,
+        )  # fmt: skip
+        write(reach, "rows", document, document["rows"])
+        if not reach.as_json and document["next"] is not None:
+            click.echo(f"{document['total']} rows in all; --rows shows more", err=True)
 
     run_or_exit(work)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from gateway.ctl.commands import Reach, run_or_exit, tell, write
@@ -29,19 +27,12 @@ def list_(reach: Reach, upstream: str | None, state: str | None, rows: int) -> N
     """Stored requests in the order of acceptance."""
 
     def work() -> None:
-        items: list[dict[str, Any]] = []
-        after = None
-        while True:
-            page = reach.admin.get(
-                "spool", upstream=upstream, state=state, after=after,
-                count=min(RECORDS_A_PAGE, rows - len(items)),
-            )  # fmt: skip
-            items += page["records"]
-            after = page["next"]
-            if after is None or len(items) >= rows:
-                break
-        write(reach, "spool", {**page, "records": items}, items)
-        if not reach.as_json and after is not None:
+        document = reach.admin.get_paged(
+            "spool", upstream=upstream, state=state,
+            items="records", most=rows, a_page=RECORDS_A_PAGE,
+        )  # fmt: skip
+        write(reach, "spool", document, document["records"])
+        if not reach.as_json and document["next"] is not None:
             click.echo("there are more; --rows shows them", err=True)
 
     run_or_exit(work)
