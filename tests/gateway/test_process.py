@@ -1,0 +1,40 @@
+"""The process log: what several workers write to one descriptor stays apart line by line."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+import structlog
+
+from gateway.process import configure_log
+
+
+class Raw(io.RawIOBase):
+    """A descriptor that remembers what each write(2) would carry."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        self.writes.append(bytes(memoryview(data)))  # type: ignore[arg-type]
+        return len(self.writes[-1])
+
+
+def test_a_line_and_its_end_are_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two writes another process's line comes between them (test_grace.py saw it)."""
+    raw = Raw()
+    stream = io.TextIOWrapper(raw, write_through=True)  # as with PYTHONUNBUFFERED=1
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", stream)
+        configure_log("info")
+        structlog.get_logger().info("first", key="value")
+        structlog.get_logger().info("second")
+    structlog.reset_defaults()
+    assert [json.loads(line)["event"] for line in raw.writes] == ["first", "second"]
+    assert all(line.endswith(b"}\n") and line.count(b"\n") == 1 for line in raw.writes)
