@@ -179,7 +179,8 @@ class AccessLog:
         self._prefix = worker.id_prefix.decode()
         self._fd = -1
         self._task: asyncio.Task[None] | None = None
-        self._writing = 0  # lines that the thread was given last
+        self._handed: asyncio.Future[int] | None = None  # what the thread was given last
+        self._writing = 0  # its lines
         # A pipe whose reader stands still, or a slow disk, must stop neither the loop nor the
         # process's end: a thread waits, one that the interpreter does not join.
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -203,13 +204,21 @@ class AccessLog:
         self._task = asyncio.get_running_loop().create_task(self._drain_forever())
 
     async def stop(self) -> None:
-        """Writes what is left, for a second at most, and closes."""
+        """Writes what is left, for a second at most, and closes.
+
+        What a drain had just handed to the thread is waited for as well: nobody joins the thread,
+        and where the process ends before it has had its turn, those lines are lost.
+        """
         await self._stop_draining()
         try:
             async with asyncio.timeout(STOP_SECONDS):
+                if self._handed is not None:
+                    await asyncio.shield(self._handed)
                 await self.drain()
         except TimeoutError:
             self._worker.ring_dropped += self._writing
+            if self._handed is not None:
+                self._handed.cancel()  # not counted once more when the reader goes on
         self._close()
 
     async def discard(self) -> None:
@@ -226,7 +235,7 @@ class AccessLog:
             lines = [self._line(record, self._prefix) for record in batch]
             self._writing = len(lines)
             try:
-                self._worker.ring_dropped += await self._write(("\n".join(lines) + "\n").encode())
+                await asyncio.shield(self._hand_over(("\n".join(lines) + "\n").encode()))
             except asyncio.CancelledError:
                 self._worker.ring[:0] = records[start + BATCH :]
                 raise
@@ -240,12 +249,17 @@ class AccessLog:
         self._jobs.put(_Job(self._fd, b""))
         self._jobs.put(None)
 
-    async def _write(self, data: bytes) -> int:
-        """Returns how many of the lines could not be written whole."""
+    def _hand_over(self, data: bytes) -> asyncio.Future[int]:
+        """How many of the lines could not be written whole, once the thread is through."""
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[int] = loop.create_future()
+        done = self._handed = loop.create_future()
+        done.add_done_callback(self._count_lost)
         self._jobs.put(_Job(self._fd, data, loop, done, self._piece_bytes_max()))
-        return await done
+        return done
+
+    def _count_lost(self, done: asyncio.Future[int]) -> None:
+        if not done.cancelled():
+            self._worker.ring_dropped += done.result()
 
     def _piece_bytes_max(self) -> int:
         """0: all at once."""
