@@ -35,7 +35,7 @@ lint: env
 	$(BIN)/mypy
 
 # Two processes side by side, a file's tests in one of them: half of the time is waiting for nodes.
-test: lint
+test: lint vip-tools
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: env browser vip-tools
@@ -49,7 +49,8 @@ browser:
 		apt-get install -y --no-install-recommends chromium chromium-driver fonts-dejavu-core; \
 	else echo "chromium or chromium-driver is missing: run \`make browser\` as root"; fi
 
-# The virtual addresses' tests need keepalived and root: likewise.
+# The virtual addresses' tests need keepalived and root: likewise. It never fails: what cannot be
+# installed is said here, and again where the tests are skipped.
 vip-tools: env
 	PYTHONPATH=tests $(BIN)/python -m bench.packages keepalived nft ip curl
 

@@ -36,10 +36,15 @@ def why_not(*programs: str) -> str:
     if missing:
         return f"not installed: {', '.join(missing)} (`make vip-tools` installs them on Debian)"
     name = f"{PREFIX}{os.getpid()}-probe"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"no network namespaces here: {made.stderr.strip()}"
-    ip("netns", "del", name)
+    try:
+        ip("netns", "add", name)
+        # A container's root may have namespaces, and no right or no module for what is in them.
+        for link in (("br0", "type", "bridge"), ("one", "type", "veth", "peer", "name", "two")):
+            ip("-n", name, "link", "add", *link)
+    except AssertionError as error:
+        return f"no network of namespaces here: {error}"
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
     return ""
 
 
