@@ -19,10 +19,19 @@ from gateway.h1.message import Fields
 
 __all__ = ["ChunkedReader", "scan_partial"]
 
+# RFC 9112 section 7.1.1: chunk-ext, with the spaces that a recipient MUST see through (RFC 9110
+# section 5.6.3). Extensions are held to their grammar although they are dropped: a sender that
+# breaks it has perhaps another idea of where the line ends. Each part is possessive, so that no
+# line is read twice.
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
+_EXTENSION = rb"[ \t]*+;[ \t]*+%b(?:[ \t]*+=[ \t]*+(?:%b|%b))?+" % (_TOKEN, _TOKEN, _QUOTED)
 # 16 hexadecimal digits are 64 bits, more than any length that is allowed.
-_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(;[\t -~\x80-\xff]*)?\r\n").match
-# What a line that has not ended may look like, so that a bad one is refused before it ends.
-_SIZE_LINE_BEGUN = re.compile(rb"(?:[0-9A-Fa-f]{1,16}(;[\t -~\x80-\xff]*)?\r?)?").fullmatch
+_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})((?:%b)++)?\r\n" % _EXTENSION).match
+# What a line that has not ended may look like, so that most bad ones are refused before they end.
+_SIZE_LINE_BEGUN = re.compile(
+    rb"(?:[0-9A-Fa-f]{1,16}([ \t]*(?:;[\t -~\x80-\xff]*)?)\r?)?"
+).fullmatch
 _CHUNK_BYTES_MAX: Final = 2**63 - 1
 
 # Per message. No extension is in general use; a sender that signs its chunks needs 85 octets for
@@ -147,7 +156,7 @@ class ChunkedReader:
         """Keeps a chunk-size line that has only begun, or refuses what cannot become one."""
         match = _SIZE_LINE_BEGUN(begun)
         if match is None:
-            raise BadMessage(self._bad, "chunk size is not valid", "RFC 9112 section 7.1")
+            raise BadMessage(self._bad, "chunk-size line is not valid", "RFC 9112 section 7.1")
         if match[1]:
             self._check_extensions(self._extension_bytes + len(match[1]))
         self._held = begun

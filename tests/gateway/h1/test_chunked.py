@@ -37,6 +37,8 @@ def piece_bytes(request: pytest.FixtureRequest) -> int:
         (b"a\r\n0123456789\r\nA\r\n\r\n\r\n\r\n\r\n\r\n\r\n0\r\n\r\nx", b"0123456789" + b"\r\n" * 5,
          [], b"x"),
         (b"1;a;b=c; d = \"e\"\r\nx\r\n0;f\r\n\r\n", b"x", [], b""),
+        (b"1 ;a\t;\tb\t=\tc\r\nx\r\n0 ; f\r\n\r\n", b"x", [], b""),
+        (b"1;a=\"; \\\" \\\\ \xe9\";b=!#$%&'*+-.^_`|~\r\nx\r\n0\r\n\r\n", b"x", [], b""),
         (b"0\r\nA: b\r\nC: \xe9\r\n\r\nz", b"", [(b"A", b"b"), (b"C", b"\xe9")], b"z"),
         (b"2\r\nab\r\n", b"ab", [], None),
         (b"0\r\nA: b\r\n", b"", [], None),
@@ -52,8 +54,11 @@ def test_bodies(
     "octets",
     [
         b"\r\n", b"\n", b";a\r\n", b"g\r\n", b"0x5\r\n", b"+5\r\n", b"-5\r\n", b" 5\r\n", b"5 \r\n",
-        b"5 ;a\r\n", b"5\t\r\n", b"5_0\r\n", b"5\n", b"5\rh", b"5;a\rb\r\n", b"5;a\nb\r\n",
-        b"5;\x00\r\n", b"\xb2\r\n", b"5,5\r\n", b"5\r\nhelloX", b"5\r\nhello\n", b"5\r\nhello\rX",
+        b"5\t\r\n", b"5_0\r\n", b"5\n", b"5\rh", b"5;a\rb\r\n", b"5;a\nb\r\n",
+        b"5;\x00\r\n", b"5;\r\n", b"5; \r\n", b"5;a \r\n", b"5;;a\r\n", b"5;a=\r\n", b"5;=a\r\n",
+        b"5;a[=b\r\n", b"5;a b\r\n", b"5;a=b c\r\n", b"5;a=\xe9\r\n", b'5;a="b\r\n',
+        b'5;a="b"c\r\n', b'5;a="\\"\r\n', b'5;"a"\r\n', b"5 a\r\n", b"5 \r;a\r\n", b"5\r\r;a\r\n",
+        b"\xb2\r\n", b"5,5\r\n", b"5\r\nhelloX", b"5\r\nhello\n", b"5\r\nhello\rX",
         b"00000000000000001\r\n", b"8000000000000000\r\n", b"ffffffffffffffff\r\n",
         b"0\r\n\n", b"0\r\nA\r\n\r\n", b"0\r\nA : b\r\n\r\n", b"0\r\nA: b\nC: d\r\n\r\n",
         b"0\r\nA: b\r\n c\r\n\r\n", b"0\r\n: b\r\n\r\n", b"0\r\nA: \x00", b"0\r\nA: b\rc",
@@ -72,7 +77,7 @@ def test_the_largest_chunk_that_can_begin() -> None:
 def test_7_1_1_extensions_are_bounded_in_one_line(piece_bytes: int) -> None:
     fits = b"1;" + b"a" * (16 * 1024 - 1) + b"\r\nx\r\n0\r\n\r\n"
     assert read(fits, max(piece_bytes, 100))[0] == b"x"
-    for octets in (b"1;a" + fits[2:], b"1;" + b"a" * 20_000):
+    for octets in (b"1;a" + fits[2:], b"1;" + b"a" * 20_000, b"1" + b" " * 20_000):
         with pytest.raises(BadMessage) as caught:
             read(octets, max(piece_bytes, 100))
         assert caught.value.clause == "RFC 9112 section 7.1.1"
