@@ -154,6 +154,28 @@ def test_9112_6_3_responses_that_have_no_body(make, method: bytes, head: bytes) 
     assert len(origin.requests) == 2
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"\r\n",
+        b"Content-Length: 0\r\n\r\n",
+        b"Content-Length: 2\r\n\r\nhi",
+        b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+    ],
+)
+def test_9110_15_3_6_a_205_says_that_it_has_no_content(make, rest: bytes) -> None:
+    """Without a length, or with the one that came, the client would take the next answer for it."""
+    gateway, origin = make(says(b"HTTP/1.1 205 Reset Content\r\n" + rest))
+    with gateway.client() as client:
+        for _ in range(2):
+            response = client.get()
+            assert response.status == 205
+            assert response.values(b"content-length") == [b"0"]
+            assert response.values(b"transfer-encoding") == []
+            assert client.buffer == b""
+    assert origin.connections == (1 if b": 0" in rest else 2)
+
+
 def test_9112_6_3_octets_behind_a_response_answer_nobody(make) -> None:
     gateway, origin = make(says(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"))
     with gateway.client() as client:
