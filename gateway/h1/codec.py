@@ -29,7 +29,8 @@ class BadMessage(Exception):
 
     `clause` names the rule, e.g. "RFC 9112 section 6.3". For a response the kind is BAD_RESPONSE
     or RESPONSE_HEAD_TOO_LARGE, and at the connection's end UPSTREAM_CLOSED (not an octet of a
-    response had come) or RESPONSE_INCOMPLETE.
+    response had come) or RESPONSE_INCOMPLETE. `to_head`: it began as a HEAD request, whose answer
+    has no content (RFC 9110 section 9.3.2).
     """
 
     def __init__(self, kind: ErrorKind, detail: str, clause: str = "") -> None:
@@ -37,6 +38,7 @@ class BadMessage(Exception):
         self.kind = kind
         self.detail = detail
         self.clause = clause
+        self.to_head = False
 
 
 class RequestDecoder(Protocol):

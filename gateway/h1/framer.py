@@ -64,6 +64,7 @@ class _Framer:
     _bad: ClassVar[ErrorKind] = ErrorKind.BAD_REQUEST
     _too_large: ClassVar[ErrorKind] = ErrorKind.HEAD_TOO_LARGE
     _too_long: ClassVar[ErrorKind] = ErrorKind.TARGET_TOO_LONG
+    _one_word: ClassVar[ErrorKind] = ErrorKind.NOT_IMPLEMENTED  # a method without end
 
     def __init__(self, sink: MessageSink, limits: HeadLimits, state: int) -> None:
         self._sink = sink
@@ -106,7 +107,9 @@ class _Framer:
             self._scanned = scan_partial(held, self._scanned, judged, self._bad)
             if len(held) > head_bytes_max:
                 if held.find(b"\r\n", 0, head_bytes_max) < 0:
-                    raise BadMessage(self._too_long, "start-line is too long", "RFC 9112 section 3")
+                    has_space = held.find(b" ", 0, head_bytes_max) >= 0
+                    kind = self._too_long if has_space else self._one_word
+                    raise BadMessage(kind, "start-line is too long", "RFC 9112 section 3")
                 raise BadMessage(self._too_large, "head is too long", "RFC 6585 section 5")
             return
         block = bytes(held[:end])
@@ -176,9 +179,11 @@ class RequestFramer(_Framer):
         if not data:
             return
         state = self._state
+        begun = data
         try:
             if state == _HEAD:
                 if self._held:
+                    begun = bytes(self._held[:8]) + data[:8]
                     self._hold_slow(data)
                 else:
                     self._begin(data)
@@ -191,6 +196,10 @@ class RequestFramer(_Framer):
                 self.buffered = len(self._held)
             else:
                 raise BadMessage(self._bad, "octets after a malformed message")
+        except BadMessage as bad:
+            self._state = _DEAD
+            bad.to_head = state == _HEAD and begun.lstrip(b"\r\n").startswith(b"HEAD ")
+            raise
         except BaseException:
             self._state = _DEAD
             raise
@@ -294,6 +303,7 @@ class ResponseFramer(_Framer):
     _bad: ClassVar[ErrorKind] = ErrorKind.BAD_RESPONSE
     _too_large: ClassVar[ErrorKind] = ErrorKind.RESPONSE_HEAD_TOO_LARGE
     _too_long: ClassVar[ErrorKind] = ErrorKind.RESPONSE_HEAD_TOO_LARGE
+    _one_word: ClassVar[ErrorKind] = ErrorKind.RESPONSE_HEAD_TOO_LARGE
 
     def __init__(self, sink: MessageSink, limits: HeadLimits, tokenize: Tokenize) -> None:
         super().__init__(sink, limits, _IDLE)

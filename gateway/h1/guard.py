@@ -47,6 +47,7 @@ _METHOD_BYTES_MAX: Final = 64
 # RFC 9110 section 8.6 warns of overflow; int64 is what servers count with.
 _LENGTH_MAX: Final = 2**63 - 1
 _LENGTH_DIGITS_MAX: Final = 19  # as many as _LENGTH_MAX has: longer ones are not worth converting
+_ZERO: Final = ord("0")
 
 # A Connection value longer than this is no ordinary one, and not worth a place in the cache.
 _OPTIONS_CACHED_BYTES_MAX: Final = 128
@@ -139,10 +140,13 @@ def _judge_target(head: RequestHead) -> None:
 
 def _judge_host(head: RequestHead, host: bytes | None) -> None:
     """An HTTP/1.1 request has one valid Host (RFC 9112 section 3.2); 1.0 knows none."""
-    if host is None:
-        if head.minor:
+    if not host:
+        if host is None and head.minor:
             raise BadMessage(_BAD_REQUEST, "no Host", "RFC 9112 section 3.2")
-        return
+        if host is None or not head.target.startswith(b"/"):
+            # An empty one is what a client sends whose target has no authority (`*`), and beside a
+            # target that has one it is not looked at. Only a path needs it to be a URI.
+            return
     split_authority(host, 80)
     head.host = host
 
@@ -152,6 +156,8 @@ def _judge_request_framing(head: RequestHead, length: bytes | None, coding: byte
     if coding is None:
         assert length is not None
         head.content_length = _content_length(length, _BAD_REQUEST)
+        if len(length) > 1 and length[0] == _ZERO:
+            head.fields = _with_one_length_slow(head.fields, head.content_length)
         if head.method != b"CONNECT":
             head.framing = Framing.LENGTH
         elif head.content_length:
@@ -186,11 +192,13 @@ def _judge_offers(
     if not head.minor:
         return
     if expect is not None:
-        if expect.lower() != b"100-continue":
+        # Not `_options`: what has a parameter is another expectation.
+        expected = {part.strip(b" \t") for part in expect.lower().split(b",")} - {b""}
+        if expected - {b"100-continue"}:
             raise BadMessage(
                 ErrorKind.EXPECTATION_FAILED, "unknown expectation", "RFC 9110 section 10.1.1"
             )
-        head.expect_continue = True
+        head.expect_continue = bool(expected)
     if te is not None:
         head.te_trailers = b"trailers" in _options(te)
     if upgrade is not None and b"upgrade" in head.connection:
@@ -262,6 +270,8 @@ def _judge_response_framing(
         _judge_response_coding(head, length, coding)
     elif length is not None:
         head.content_length = _content_length(length, _BAD_RESPONSE)
+        if len(length) > 1 and length[0] == _ZERO:
+            head.fields = _with_one_length_slow(head.fields, head.content_length)
     status = head.status
     if status < 200:
         # RFC 9110 section 15.2.2: a 101 names the protocol that follows.
@@ -273,7 +283,8 @@ def _judge_response_framing(
     if request_method == b"CONNECT" and status < 300:
         return
     if status == 205:
-        # RFC 9110 section 15.3.6: no content. Only an explicit length of 0 says so on the wire.
+        # RFC 9110 section 15.3.6: no content. Only an explicit length of 0 says so on the wire; to
+        # the client it is always said (`forward_response`).
         if length is None or head.content_length:
             head.keep_alive = False
         return
@@ -299,25 +310,34 @@ def _judge_response_coding(head: ResponseHead, length: bytes | None, coding: byt
 
 
 def _collapse_lengths_slow(head: ResponseHead, lengths: bytes) -> bytes:
-    """One Content-Length in the place of several equal ones (RFC 9110 section 8.6).
+    """The one length that several equal ones mean (RFC 9110 section 8.6), also put in their place.
 
-    Raises BadMessage if they differ.
+    Raises BadMessage if they differ, or are none.
     """
     distinct = {part.strip(b" \t") for part in lengths.split(b",")}
     if len(distinct) != 1:
         raise BadMessage(_BAD_RESPONSE, "Content-Lengths differ", "RFC 9112 section 6.3")
     length = distinct.pop()
     head.keep_alive = False
-    fields: Fields = []
+    head.fields = _with_one_length_slow(head.fields, _content_length(length, _BAD_RESPONSE))
+    return length
+
+
+def _with_one_length_slow(fields: Fields, length: int) -> Fields:
+    """The fields with one Content-Length, where the first one stood, as a plain number.
+
+    `010` is ten (RFC 9110 section 8.6), but eight to a reader that believes in C: no one behind us
+    is to be asked.
+    """
+    plain: Fields = []
     seen = False
-    for name, value in head.fields:
+    for name, value in fields:
         if names.KIND[name] != names.CONTENT_LENGTH:
-            fields.append((name, value))
+            plain.append((name, value))
         elif not seen:
             seen = True
-            fields.append((name, length))
-    head.fields = fields
-    return length
+            plain.append((name, b"%d" % length))
+    return plain
 
 
 def _content_length(value: bytes, kind: ErrorKind) -> int:

@@ -207,13 +207,13 @@ class DownstreamProtocol(Relay):
         if not self.decoding:
             self.flush()
 
-    def refuse(self, error: GatewayError) -> None:
+    def refuse(self, error: GatewayError, *, head_only: bool = False) -> None:
         """Answers a request that never became an exchange, and closes."""
         worker = self.worker
         request_ns = monotonic_ns() - self._head_ns if self._head_ns else 0
         request_id = worker.refused(error, self.source, self.listener.name, request_ns)
         self.out.append(
-            error_answer(error, worker, close=True, head_only=False, request_id=request_id)
+            error_answer(error, worker, close=True, head_only=head_only, request_id=request_id)
         )
         self.flush()
         self._linger()
@@ -273,7 +273,7 @@ class DownstreamProtocol(Relay):
             exchange.request_broken(error)
             self.exchange = None
         elif self._state is not State.LINGER:  # there the last answer has gone out
-            self.refuse(error)
+            self.refuse(error, head_only=bad.to_head)
 
     def _linger(self) -> None:
         if self.lost_already or self.transport.is_closing():

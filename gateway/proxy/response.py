@@ -303,8 +303,9 @@ class Respondent(admission.Admittee):
         fields = forward_response(head, via, self.head.te_trailers)
         if head.status == 101:
             asked = self.head.upgrade and upgrade_fields(self.head.upgrade)
-            if not asked or not self.request_done:
-                # RFC 9110 section 7.8: the request is completed before the protocol changes.
+            if not asked or not self.request_done or head.upgrade.lower() != b"websocket":
+                # RFC 9110 section 7.8: the request is completed before the protocol changes, and it
+                # changes to none but what the request named.
                 unasked = GatewayError(ErrorKind.BAD_RESPONSE, "101 was not asked for")
                 self.upstream_failed(unasked)
                 return

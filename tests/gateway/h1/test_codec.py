@@ -193,6 +193,7 @@ def head_of(octets: int, line: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n") -> byte
         (b"GET /" + b"a" * 39 + b" HTTP/1.1\r\nHost: x\r\n\r\n", None),
         (b"GET /" + b"a" * 40 + b" HTTP/1.1\r\nHost: x\r\n\r\n", ErrorKind.TARGET_TOO_LONG),
         (b"GET /" + b"a" * 500, ErrorKind.TARGET_TOO_LONG),
+        (b"M" * 500, ErrorKind.NOT_IMPLEMENTED),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 3 + b"\r\n", None),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 4 + b"\r\n", ErrorKind.HEAD_TOO_LARGE),
         (CHUNKED[:-2] + b"A: b\r\n" * 3 + b"\r\n", None),
@@ -241,6 +242,26 @@ def test_response_heads_are_bounded(codec: Codec, sink: Any, split: Any) -> None
 
 
 # --- Responses
+
+
+@pytest.mark.parametrize("split", [pieces_of, lambda octets: [octets]])
+@pytest.mark.parametrize(
+    ("octets", "to_head"),
+    [
+        (b"HEAD / HTTP/1.1\r\n\r\n", True),
+        (b"\r\nHEAD / HTTP/9.9\r\n\r\n", True),
+        (b"GET /HEAD HTTP/1.1\r\n\r\n", False),
+        (b"HEADER / HTTP/1.1\r\n\r\n", False),
+    ],
+)
+def test_9110_9_3_2_a_refusal_tells_that_it_is_for_a_head(
+    codec: Codec, sink: Any, octets: bytes, to_head: bool, split: Any
+) -> None:
+    decoder = codec.request_decoder(sink, LIMITS)
+    with pytest.raises(BadMessage) as caught:
+        for piece in split(octets):
+            decoder.feed(piece)
+    assert caught.value.to_head is to_head
 
 
 @pytest.mark.parametrize("split", [pieces_of, lambda octets: [octets]])

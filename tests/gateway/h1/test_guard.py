@@ -283,7 +283,11 @@ def test_9110_10_1_1_expect() -> None:
     assert judged(HOST, (b"Expect", b"100-Continue")).expect_continue
     assert not judged(HOST).expect_continue
     assert kind_of(judged, HOST, (b"Expect", b"tea")) is ErrorKind.EXPECTATION_FAILED
-    assert kind_of(judged, HOST, (b"Expect", b"")) is ErrorKind.EXPECTATION_FAILED
+    assert judged(HOST, (b"Expect", b"100-continue,"), (b"E", b"f")).expect_continue
+    assert judged(HOST, (b"Expect", b"100-continue"), (b"expect", b"100-continue")).expect_continue
+    assert not judged(HOST, (b"Expect", b"")).expect_continue
+    for more in (b"100-continue, tea", b"100-continue;a=b", b'"100-continue"'):
+        assert kind_of(judged, HOST, (b"Expect", more)) is ErrorKind.EXPECTATION_FAILED
     assert not judged(HOST, (b"Expect", b"100-continue"), minor=0).expect_continue
     assert not judged(HOST, (b"Expect", b"tea"), minor=0).expect_continue
 
@@ -331,6 +335,17 @@ def test_9112_6_3_which_responses_have_a_body(status: int, method: bytes, framin
     head = answered((b"Content-Length", b"5"), status=status, method=method)
     assert head.framing is framing
     assert head.content_length == 5
+
+
+def test_9110_8_6_a_length_with_zeros_before_it_goes_on_as_a_plain_number() -> None:
+    for value, plain in ((b"010", b"10"), (b"00", b"0"), (b"0" * 5000 + b"7", b"7"), (b"0", b"0")):
+        lines = [(b"A", b"b"), (b"content-length", value), (b"C", b"d")]
+        expected = [(b"A", b"b"), (b"content-length", plain), (b"C", b"d")]
+        assert judged(HOST, *lines).fields == [HOST, *expected]
+        answer = answered(*lines)
+        assert answer.fields == expected
+        assert answer.keep_alive
+    assert answered((b"Content-Length", b"05, 05")).fields == [(b"Content-Length", b"5")]
 
 
 def test_9112_6_3_without_length_a_body_ends_with_the_connection() -> None:

@@ -325,6 +325,21 @@ def test_9110_7_8_100_comes_before_101_and_then_octets(make) -> None:
     assert origin.connections == 2  # one that has been upgraded is never used again
 
 
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket, h2c", b"websocket/13"])
+def test_9110_7_8_no_upgrade_to_what_was_not_asked_for(make, protocol: bytes) -> None:
+    async def script(connection: Connection, request: Received) -> None:
+        fields = b"Connection: upgrade\r\nUpgrade: %b\r\n\r\n" % protocol
+        await connection.send(b"HTTP/1.1 101 Switching Protocols\r\n" + fields + b"octets")
+
+    gateway, _ = make(script)
+    with gateway.client() as client:
+        client.send(UPGRADE)
+        response = client.response()
+        assert response.status == 502
+        assert b"error=http_protocol_error" in response.value(b"proxy-status")
+        assert b"octets" not in response.body
+
+
 @pytest.mark.parametrize("how", ["end", "reset"])
 @pytest.mark.parametrize("method", [b"GET", b"POST", b"PUT"])
 def test_9110_9_2_2_only_what_is_safe_to_repeat_is_repeated(make, method: bytes, how: str) -> None:
@@ -345,6 +360,16 @@ def test_9110_9_2_2_only_what_is_safe_to_repeat_is_repeated(make, method: bytes,
         repeated = method != b"POST"
         assert client.response().status == (200 if repeated else 502)
     assert [one.connection for one in origin.requests] == ([1, 1, 2] if repeated else [1, 1])
+
+
+def test_9110_9_3_2_a_head_that_is_refused_is_answered_without_content(make) -> None:
+    gateway, _ = make()
+    with gateway.client() as client:
+        client.send(b"HEAD / HTTP/1.1\r\nHost: api.test\r\nExpect: tea\r\n\r\n")
+        answer = client.read_to_end()
+    assert answer.startswith(b"HTTP/1.1 417 ")
+    assert b"\r\nContent-Length: " in answer
+    assert answer.index(b"\r\n\r\n") + 4 == len(answer)
 
 
 def test_9110_9_3_6_a_2xx_to_connect_has_no_framing(make) -> None:
