@@ -27,9 +27,11 @@ from gateway.conf.schema import Route as RouteConf
 from gateway.conf.schema_upstream import Headers, LimitConf
 from gateway.conf.schema_upstream import Upstream as UpstreamConf
 from gateway.conf.secret import Secret
+from gateway.conf.values import parse_host
 from gateway.connectors.address import NOT_PUBLIC
 from gateway.connectors.dial import DialPlan, TlsPlan, client_context
 from gateway.connectors.roads import Proxy, Road, tunnel_pool, upstream_pool
+from gateway.errors import ErrorKind, GatewayError
 from gateway.h1.codec import HeadLimits
 from gateway.h1.forward import FieldRules
 from gateway.limits.inflight import Inflight
@@ -241,9 +243,17 @@ class Assembly:
         *,
         deny_private: bool | None = None,
     ) -> Upstream:
-        """An upstream for a `[forward]` target: no limits, its own breaker and connections."""
+        """An upstream for a `[forward]` target: no limits, its own breaker and connections.
+
+        Raises GatewayError (BAD_REQUEST) for a host that cannot be resolved.
+        """
         if deny_private is None:
             deny_private = conf.forward.deny_private
+        try:
+            parse_host(host.decode())
+        except ValueError as fault:
+            # What has the form of a name and is none, such as `a..b` or `127.1`.
+            raise GatewayError(ErrorKind.BAD_REQUEST, str(fault)) from None
         origin = f"{scheme.decode()}://{host.decode()}:{port}"
         target = UpstreamConf.model_validate({"origin": origin})
         upstream = self._compile(FORWARD, target, Inflight("connections", target.connections))

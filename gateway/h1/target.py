@@ -40,8 +40,10 @@ class AbsoluteTarget(NamedTuple):
 def split_authority(value: bytes, default_port: int | None = None) -> tuple[bytes, int]:
     """(host in lower case, port) of a Host value or an authority-form target.
 
-    An IPv6 address keeps its brackets, as in a URI. With `default_port` None a port is demanded
-    (CONNECT). Raises BadMessage: RFC 9110 sections 4.2.1 and 7.2, RFC 9112 sections 3.2 and 3.2.3.
+    An IPv6 address keeps its brackets, as in a URI, and has one spelling whatever it came in (RFC
+    5952): what is compared with an allow-list or an upstream's origin has no second name. With
+    `default_port` None a port is demanded (CONNECT). Raises BadMessage: RFC 9110 sections 4.2.1
+    and 7.2, RFC 9112 sections 3.2 and 3.2.3.
     """
     if len(value) > _AUTHORITY_BYTES_MAX:
         raise BadMessage(ErrorKind.BAD_REQUEST, "host is too long", "RFC 9110 section 7.2")
@@ -51,11 +53,12 @@ def split_authority(value: bytes, default_port: int | None = None) -> tuple[byte
     host = match[1].lower()
     if host.startswith(b"["):
         try:
-            ipaddress.IPv6Address(host[1:-1].decode("ascii"))
+            address = ipaddress.IPv6Address(host[1:-1].decode("ascii"))
         except ValueError:
             raise BadMessage(
                 ErrorKind.BAD_REQUEST, "host is not an IPv6 address", "RFC 3986 section 3.2.2"
             ) from None
+        host = b"[%b]" % str(address).encode("ascii")
     if match[2]:
         port = int(match[2])
         if not 0 < port <= _PORT_MAX:

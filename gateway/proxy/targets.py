@@ -116,9 +116,10 @@ def find_absolute(runtime: Runtime, target: bytes, method: bytes) -> tuple[Upstr
     """(upstream, path, Host value) of an absolute-form target. Raises GatewayError."""
     scheme, host, port, path = split_absolute(target, method)
     authority = host if port == (443 if scheme == b"https" else 80) else b"%s:%d" % (host, port)
-    upstream = runtime.by_origin.get((scheme, host, port))
+    name = host.removesuffix(b".")  # the root's, which changes the spelling and not the name
+    upstream = runtime.by_origin.get((scheme, name, port))
     if upstream is None:
-        upstream = runtime.forward.find(scheme, host, port)
+        upstream = runtime.forward.find(scheme, name, port)
     if upstream is None:
         detail = f"{authority.decode('latin-1')} is no upstream's origin and not in forward.allow"
         raise GatewayError(ErrorKind.TARGET_DENIED, detail)
@@ -141,6 +142,7 @@ def find_tunnel(runtime: Runtime, target: bytes) -> tuple[Upstream, bytes]:
     tunnel for any number of requests. The refusal names what to use instead, since clients show it.
     """
     host, port = split_authority(target)
+    host = host.removesuffix(b".")
     upstream = runtime.by_origin.get((b"https", host, port))
     if upstream is None:
         upstream = runtime.by_origin.get((b"http", host, port))

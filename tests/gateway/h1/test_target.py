@@ -43,7 +43,8 @@ def test_what_is_no_absolute_form(target: bytes) -> None:
 def test_authority() -> None:
     assert split_authority(b"A.example", 80) == (b"a.example", 80)
     assert split_authority(b"a_b.example.:8080", 80) == (b"a_b.example.", 8080)
-    assert split_authority(b"[::FFFF:1.2.3.4]:1", 80) == (b"[::ffff:1.2.3.4]", 1)
+    assert split_authority(b"[::FFFF:1.2.3.4]:1", 80) == (b"[::ffff:102:304]", 1)
+    assert split_authority(b"[2001:DB8:0::0001]", 80) == (b"[2001:db8::1]", 80)
     assert split_authority(b"a:443") == (b"a", 443)
     assert split_authority(b"a:00443") == (b"a", 443)
     with pytest.raises(BadMessage):

@@ -241,6 +241,39 @@ def test_a_101_that_nobody_asked_for_is_502(make) -> None:
         assert client.get().status == 502
 
 
+@pytest.mark.parametrize(
+    "host",
+    [b"127.1", b"0177.0.0.1", b"2130706433", b"a..test", b"-a.test", b"a~b", b".", b"a" * 64],
+)
+def test_a_host_that_is_none_is_refused_and_said_to_be(make, host: bytes) -> None:
+    gateway, origin = make(more='[forward]\nallow = ["*:80", "*:443"]\ndeny_private = false\n')
+    for head in (b"GET http://%b/ HTTP/1.1\r\n", b"CONNECT %b:443 HTTP/1.1\r\n"):
+        with gateway.client() as client:
+            client.send(head % host + b"Host: x\r\n\r\n")
+            response = client.response()
+        assert response.status == 400
+        assert b"error=http_request_error" in response.value(b"proxy-status")
+    assert origin.requests == []
+
+
+def test_no_spelling_of_a_host_leads_past_the_limits_of_its_upstream(make) -> None:
+    """Where `[forward]` allows everything, an origin still has the limits of its upstream."""
+    more = (
+        '[upstream.six]\norigin = "http://[::1]:9"\n' + limit("six")
+        + '[upstream.name]\norigin = "http://localhost:9"\n' + limit("name")
+        + '[forward]\nallow = ["*:9"]\ndeny_private = false\n'
+    )  # fmt: skip
+    gateway, _ = make(more=more)
+    with gateway.client() as client:
+        for authority in (b"[::1]", b"[0:0::0:1]", b"[::0001]", b"localhost", b"LOCALHOST."):
+            client.send(b"GET http://%b:9/ HTTP/1.1\r\nHost: x\r\n\r\n" % authority)
+            problem = json.loads(client.response().body)
+            assert problem["upstream"] == ("six" if b"[" in authority else "name")
+    with gateway.client() as client:
+        client.send(b"CONNECT localhost.:9 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.response().status == 403
+
+
 def test_forward_targets_need_leave_and_a_public_address(make) -> None:
     gateway, origin = make()
     text = gateway.path.read_text()
