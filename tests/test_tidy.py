@@ -46,7 +46,8 @@ EXCEPTIONS = {
 }
 
 PURE = ("gateway.h1", "gateway.limits", "gateway.waiting", "gateway.breaker", "gateway.conf",
-        "gateway.routes", "gateway.errors", "gateway.build", "peers.core")  # fmt: skip
+        "gateway.routes", "gateway.errors", "gateway.build", "gateway.spool.envelope",
+        "gateway.spool.letters", "gateway.spool.record", "peers.core")  # fmt: skip
 IMPURE_MODULES = {"asyncio", "socket", "time", "random", "logging", "selectors", "threading"}
 PEERS_MAY = {"peers", "msgpack", "cryptography"}
 

@@ -6,6 +6,7 @@ Times with `_ms` are wall time, in milliseconds since the epoch: they outlive th
 from __future__ import annotations
 
 import enum
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from gateway.h1.message import Fields
@@ -14,6 +15,7 @@ __all__ = [
     "BODY_BYTES_MAX",
     "PART_BYTES",
     "TOKEN_BYTES",
+    "WALL_MS_MAX",
     "Answer",
     "Entry",
     "Kept",
@@ -24,12 +26,14 @@ __all__ = [
     "Told",
     "pack_fields",
     "unpack_fields",
+    "wall_time",
 ]
 
 TOKEN_BYTES = 16  # 128 bits: an id cannot be guessed
 BODY_BYTES_MAX = 10 * 1024 * 1024  # of a request, and of the response that is kept
 # A body is kept in pieces of this size: as much as a live request may hold while it waits.
 PART_BYTES = 64 * 1024
+WALL_MS_MAX = 253_402_300_799_999  # the end of the year 9999, RFC 3339's last
 
 
 class State(enum.IntEnum):
@@ -188,3 +192,8 @@ def unpack_fields(data: bytes) -> Fields:
         name, _, value = line.partition(b":")
         fields.append((name, value))
     return fields
+
+
+def wall_time(ms: int) -> str:
+    """A time as clients and operators are told it (RFC 3339, UTC)."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")

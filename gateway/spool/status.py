@@ -8,7 +8,6 @@ request is told anything of it; to others there is no such id.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +17,7 @@ from gateway.h1.target import split_absolute
 from gateway.proxy.clients import ANONYMOUS, Client
 from gateway.proxy.spooling import STATUS_PATH
 from gateway.spool import tables, vouch
-from gateway.spool.record import TOKEN_BYTES, Answer, State, Told
+from gateway.spool.record import TOKEN_BYTES, Answer, State, Told, wall_time
 
 if TYPE_CHECKING:
     from gateway.h1.message import Fields
@@ -143,17 +142,17 @@ def document(node: str, told: Told) -> dict[str, Any]:
         "upstream": told.upstream,
         "method": told.method.decode("latin-1"),
         "target": told.target.decode("latin-1"),
-        "accepted": _time(told.accepted_ms),
-        "expires": _time(told.expires_ms),
+        "accepted": wall_time(told.accepted_ms),
+        "expires": wall_time(told.expires_ms),
         "attempts": told.attempts,
     }
     if told.first_ms:
-        found["first_sent"] = _time(told.first_ms)
-        found["last_sent"] = _time(told.last_ms)
+        found["first_sent"] = wall_time(told.first_ms)
+        found["last_sent"] = wall_time(told.last_ms)
     if told.last_status:
         found["last_status"] = told.last_status
     if told.finished_ms:
-        found["finished"] = _time(told.finished_ms)
+        found["finished"] = wall_time(told.finished_ms)
     if told.state is State.DEAD:
         found["reason"] = told.reason
     if told.state is State.DONE:
@@ -182,7 +181,3 @@ def _fields(spool: Spool) -> Fields:
 
 def _json(value: object) -> bytes:
     return json.dumps(value).encode() + b"\n"
-
-
-def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
