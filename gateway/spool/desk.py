@@ -34,21 +34,14 @@ class Desk:
         """How many, how old, how fast; for metrics and monitors."""
         spool = self._spool
         stats = spool.store.stats
-        now_ms = spool.worker.wall_ns() // MS
-        upstreams: dict[str, Any] = {}
-        oldest_ms = now_ms
-        for name, lanes in spool.lanes.items():
-            oldest_ms = min(oldest_ms, lanes.oldest_ms() or now_ms)
-            upstreams[name] = {
-                "queued": len(lanes) - lanes.out,
-                "sending": lanes.out,
-                "held": name in spool.store.paused,
-            }
+        upstreams, oldest_s = spool.depths()
+        for name, upstream in upstreams.items():
+            upstream["held"] = name in spool.store.paused
         return {
             **spool.counts,
             "dead": dict(spool.dead),
             "dead_letters": spool.dead_letters,
-            "oldest_s": round((now_ms - oldest_ms) / 1000, 3),
+            "oldest_s": oldest_s,
             "upstreams": upstreams,
             "commits": stats.commits,
             "commit_s": round(stats.commit_ns / SECOND, 6),

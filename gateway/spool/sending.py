@@ -21,13 +21,11 @@ from gateway.proxy.clients import ANONYMOUS
 from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.stage import Stage
-from gateway.spool import tables
-from gateway.spool.record import BODY_BYTES_MAX, PART_BYTES, Entry, Result, Stored
+from gateway.spool.record import Entry, Result, Stored
 
 if TYPE_CHECKING:
     from gateway.proxy.graph import Listener, Upstream, Worker
     from gateway.proxy.spooling import SpoolRule
-    from gateway.spool.store import Store
 
 __all__ = ["Owner", "Sending"]
 
@@ -39,9 +37,14 @@ _OF_THE_TRANSFER: Final = frozenset((b"content-length",))
 
 
 class Owner(Protocol):
-    """Who sends: `gateway.spool.worker`."""
+    """Who sends: `gateway.spool.sender`, over a store."""
 
-    store: Store
+    # Of a response so many octets are kept, and handed over in pieces of this size.
+    @property
+    def result_bytes_max(self) -> int: ...
+
+    @property
+    def part_bytes(self) -> int: ...
 
     def went_out(self, sending: Sending) -> None: ...
 
@@ -58,6 +61,18 @@ class Owner(Protocol):
         ...
 
     def failed(self, sending: Sending, error: GatewayError) -> None: ...
+
+    def load_body(self, sending: Sending) -> None:
+        """Gets a body that has parts, for `body_loaded`."""
+        ...
+
+    def put_part(self, sending: Sending, number: int, data: bytes) -> None:
+        """Keeps a piece of the response, and calls `part_kept`."""
+        ...
+
+    def forget_parts(self, sending: Sending) -> None:
+        """The response broke off: its pieces are no result."""
+        ...
 
 
 class StoreEnd(DownstreamProtocol):
@@ -199,9 +214,7 @@ class Sending(Exchange):
         self.owner.went_out(self)
         stored = self.stored
         if stored.parts:
-            self.owner.store.submit(
-                lambda db: tables.body(db, stored.token, tables.REQUEST), self.body_loaded
-            )
+            self.owner.load_body(self)
             return
         if stored.body:
             self._body = [stored.body]
@@ -289,14 +302,14 @@ class Sending(Exchange):
         connection = self.connection
         if connection is not None and not connection.reading_paused:
             connection.deadline_ns = self.worker.now_ns() + self.upstream.timeouts.body_idle_ns
-        room = BODY_BYTES_MAX - self.result_bytes
+        room = self.owner.result_bytes_max - self.result_bytes
         if not self._is_kept or not room:
             return
         data = data[:room]
         self.result_bytes += len(data)
         self._pieces.append(data)
         self._gathered_bytes += len(data)
-        if self._gathered_bytes >= PART_BYTES:
+        if self._gathered_bytes >= self.owner.part_bytes:
             self._put_part()
 
     def response_whole(self) -> None:
@@ -326,29 +339,22 @@ class Sending(Exchange):
         data = b"".join(self._pieces)
         self._pieces.clear()
         self._gathered_bytes = 0
-        store = self.owner.store
-        token, number, owner = self.stored.token, self.parts, store.owner
+        number = self.parts
         self.parts += 1
         self._under_way += 1
         if self._under_way >= PARTS_UNDER_WAY_MAX:
             self.client_writable(False)
-        store.submit(
-            lambda db: tables.put_part(db, token, tables.RESPONSE, number, owner, data),
-            self._part_kept,
-            must=True,
-        )
+        self.owner.put_part(self, number, data)
 
-    def _part_kept(self, _: object) -> None:
+    def part_kept(self, _: object) -> None:
+        """A piece of the response is where it belongs."""
         self._under_way -= 1
         if self._under_way == PARTS_UNDER_WAY_MAX - 1:
             self.client_writable(True)
 
     def _forget_parts(self) -> None:
         if self.parts:
-            token = self.stored.token
-            self.owner.store.submit(
-                lambda db: tables.forget_parts(db, token, tables.RESPONSE), must=True
-            )
+            self.owner.forget_parts(self)
 
 
 def _head(stored: Stored) -> RequestHead:

@@ -1,8 +1,6 @@
-"""The spool of one worker: takes requests in, sends them when they may go, keeps what came of them.
+"""The spool of one worker on a file: takes requests in, and keeps what came of them.
 
-Nothing here polls. A request that may not go now stands in a row's queue for a moment, or its lane
-sleeps until the time that it was told; one timer serves all lanes. What is known of a record is in
-the file; `Lanes` has of it what choosing the next one needs.
+When they are sent is `sender`'s; what is known of a record is in the file.
 """
 
 from __future__ import annotations
@@ -10,42 +8,29 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.breaker.signals import Decision, Signal
 from gateway.clock import MS, SECOND
-from gateway.errors import ErrorKind, GatewayError, Retry
-from gateway.h1.codec import HeadLimits
+from gateway.errors import ErrorKind, GatewayError
 from gateway.proxy import admission
-from gateway.proxy.graph import Listener
-from gateway.proxy.stage import Stage
 from gateway.spool import status, tables
 from gateway.spool.accept import Acceptor
 from gateway.spool.desk import Desk
-from gateway.spool.lanes import Lanes
-from gateway.spool.record import Entry, Kept, Result, Stored
-from gateway.spool.sending import Sending
+from gateway.spool.record import Entry, Kept, Result
+from gateway.spool.sender import Sender
 from gateway.spool.store import Store
 
 if TYPE_CHECKING:
-    from gateway.breaker.states import Change
     from gateway.proxy.exchange import Exchange
-    from gateway.proxy.graph import Upstream, Worker
-    from gateway.proxy.spooling import SpoolRule
+    from gateway.proxy.graph import Worker
+    from gateway.spool.sending import Sending
 
 __all__ = ["DEAD_KEEP_NS", "Spool"]
 
-# Loaded or waiting in a row's queue, for one upstream: at 64 KiB and a head each 24 MiB.
-IN_QUEUES_MAX: Final = 256
-LOADED_AT_ONCE: Final = 64
-# Bodies that are being sent, of all upstreams; one longer one may come on top.
-BODY_BYTES_OUT_MAX: Final = 64 * 1024 * 1024
-BACKOFF_NS: Final = SECOND
-BACKOFF_MAX_NS: Final = 5 * 60 * SECOND  # as long as a breaker's longest pause of its own making
 DEAD_KEEP_NS: Final = 7 * 24 * 3600 * SECOND  # a dead letter waits a week for somebody to look
 PURGE_SECONDS: Final = 5.0
 
 
-class Spool:
-    """Satisfies `proxy.spooling.SpoolDoor` for exchanges and `sending.Owner` for sends."""
+class Spool(Sender):
+    """Satisfies `proxy.spooling.SpoolDoor` for exchanges."""
 
     def __init__(
         self,
@@ -57,25 +42,15 @@ class Spool:
     ) -> None:
         """`node` names the node in ids; `records_max` may wait to be sent by this worker. With the
         mesh's `keys` nodes vouch for the clients whose questions they pass on."""
-        self.worker = worker
+        super().__init__(worker, "spool")
         self.store = store
         self.node = node
         self.records_max = records_max
         self.keys = keys
-        self.lanes: dict[str, Lanes] = {}
-        self.out: set[Sending] = set()
-        self.waiting: set[Sending] = set()
-        self.counts: dict[str, int] = {"accepted": 0, "known": 0, "sent": 0, "done": 0}
-        self.dead: dict[str, int] = {}
+        self.counts.update({"accepted": 0, "known": 0})
         self.dead_letters = 0
         self.desk = Desk(self)
-        self._listener = Listener("spool", HeadLimits(64 * 1024, 200), 1)
-        self._body_bytes_out = 0
         self._entries: list[Entry] = []
-        self._is_stopped = False
-        self._is_closed = False
-        self._pump_due = False
-        self._timer: asyncio.TimerHandle | None = None
         self._purging: asyncio.TimerHandle | None = None
 
     # Start and stop.
@@ -95,34 +70,20 @@ class Spool:
         self._look_after()
         self._pump_soon()
 
-    def stop_sending(self) -> None:
-        """Nothing new is sent; what waits in a queue goes back into its lane."""
-        self._is_stopped = True
-        for sending in list(self.waiting):
-            if sending.stage is Stage.HELD:
-                self.worker.waitroom.leave(sending)
-                sending.rejoin(0)
-
     async def close(self) -> None:
         """Writes down what is known and closes the file. What is still out is sent anew later."""
-        self._is_stopped = self._is_closed = True
+        self._close()
         if self.worker.spool is self:
             self.worker.spool = None
-        for handle in (self._timer, self._purging):
-            if handle is not None:
-                handle.cancel()
+        if self._purging is not None:
+            self._purging.cancel()
         await self.store.close()
 
     def reloaded(self, records_max: int, keys: tuple[bytes, ...]) -> None:
         """Upstreams, orders and figures may be others."""
         self.records_max = records_max
         self.keys = keys
-        for name, lanes in list(self.lanes.items()):
-            rule = self.rule(name)
-            if rule is not None and (rule.order_by is not None) != lanes.ordered:
-                lanes.set_ordered(ordered=rule.order_by is not None)
-            lanes.wake_all()
-        self._pump_soon()
+        self._rules_changed()
 
     # The data path's side.
 
@@ -146,13 +107,6 @@ class Spool:
         """Whether the exchange asks for an accepted request and is answered here."""
         return status.show(self, exchange, now_ns)
 
-    def changed(self, upstream: str, change: Change) -> None:
-        """A breaker opened or closed: what sleeps until its end is looked at."""
-        lanes = self.lanes.get(upstream)
-        if lanes is not None:
-            lanes.wake_all()
-            self._pump_soon()
-
     def _accepted(self, acceptor: Acceptor, kept: Kept) -> None:
         if kept.is_new:
             self.counts["accepted"] += 1
@@ -166,132 +120,31 @@ class Spool:
         if acceptor.is_waited_for:
             status.accepted(self, acceptor.exchange, kept.token)
 
-    def add(self, entry: Entry) -> None:
-        """A record that is to be sent."""
-        self._lanes_of(entry.upstream).add(entry)
-        self._pump_soon()
+    # The store's side of a send.
 
-    def is_in_hand(self, upstream: str, number: int) -> bool:
-        """Whether it is about to be sent, or is."""
-        entry = self.lanes[upstream].find(number) if upstream in self.lanes else None
-        return entry is not None and (entry.in_hand or entry.is_out)
-
-    def drop(self, upstream: str, number: int) -> None:
-        """It will not be sent; there may be none."""
-        entry = self.lanes[upstream].find(number) if upstream in self.lanes else None
-        if entry is not None:
-            self._forget(entry)
-
-    def look_again(self) -> None:
-        """What held requests back may be over."""
-        self._pump_soon()
-
-    @property
-    def waiting_count(self) -> int:
-        """Records without an outcome."""
-        return sum(map(len, self.lanes.values()))
-
-    # What a send tells.
-
-    def went_out(self, sending: Sending) -> None:
-        """It has its tokens."""
-        self.waiting.discard(sending)
-        self.out.add(sending)
-        entry = sending.entry
-        self._body_bytes_out += entry.body_bytes
-        self.counts["sent"] += 1
-        now_ms = self.worker.wall_ns() // MS
-        entry.first_ms = entry.first_ms or now_ms
-        self.store.submit(lambda db: tables.begin(db, entry.number, now_ms))
-        self._lanes_of(entry.upstream).sent(entry)
-        self._pump_soon()
-
-    def must_wait(self, sending: Sending, wait_ns: int) -> None:
-        """Not now; no attempt was made."""
-        self._came_back(sending)
-        until_ns = self.worker.now_ns() + wait_ns if wait_ns else 0
-        self._put_back(sending.entry, until_ns, all_of_them=True)
-
-    def answered(self, sending: Sending, result: Result) -> None:
-        """The upstream did its work."""
-        self._came_back(sending)
-        if self._is_closed:
-            return
-        entry = sending.entry
-        self.counts["done"] += 1
-        now_ms = self.worker.wall_ns() // MS
-        keep_ns = sending.upstream.spool.keep_ns if sending.upstream.spool else 0
-        token = sending.stored.token
-        purge_ms = now_ms + keep_ns // MS
-        self._forget(entry)
+    def _load(self, taken: list[Entry]) -> None:
+        numbers = [entry.number for entry in taken]
         self.store.submit(
-            lambda db: tables.succeed(db, entry.number, token, result, now_ms, purge_ms), must=True
+            lambda db: tables.load(db, numbers), lambda stored: self._loaded(taken, stored)
         )
 
-    def refused(self, sending: Sending, status: int, signal: Signal) -> None:
-        """The upstream answered, and it was a failure or a throttle: an attempt."""
-        self._came_back(sending)
-        if signal.may_retry is False or signal.decision is Decision.NO_RETRY:
-            self._bury(sending.entry, "upstream_forbids_retry", status)
-            return
-        # A pause is waited for where all wait for it; without one the record waits by itself.
-        throttled = signal.decision in (Decision.THROTTLE, Decision.OVERLOAD) and signal.pauses
-        self._attempted(sending.entry, status, backs_off=not throttled)
+    def _keep_begun(self, entry: Entry, now_ms: int) -> None:
+        self.store.submit(lambda db: tables.begin(db, entry.number, now_ms))
 
-    def failed(self, sending: Sending, error: GatewayError) -> None:
-        """There was no answer, or it may not go at all."""
-        self._came_back(sending)
-        entry = sending.entry
-        kind = error.kind
-        if self.worker.wall_ns() >= entry.expires_ms * MS and not sending.is_out:
-            self._bury(entry, "expired", 0)
-        elif kind.retry is Retry.NEVER:  # no repetition makes it better
-            self._bury(entry, kind.name.lower(), 0)
-        elif not sending.is_out:
-            self._put_back(
-                entry,
-                self.worker.now_ns() + max(error.retry_after_ns or 0, 100 * MS),
-                all_of_them=True,
-            )
-        elif kind.retry is Retry.SAFE:
-            # It never reached the upstream, which is no attempt; the breaker counts it as well.
-            entry.failures += 1
-            self._sent_again(entry, 0)
-        else:
-            self._attempted(entry, 0, backs_off=True)
-
-    # Outcomes.
-
-    def _attempted(self, entry: Entry, status: int, *, backs_off: bool) -> None:
-        entry.attempts += 1
-        rule = self.rule(entry.upstream)
-        if rule is not None and entry.attempts >= rule.attempts:
-            self._bury(entry, "attempts", status)
-            return
-        if backs_off:
-            entry.failures += 1
-        self._sent_again(entry, status, backs_off=backs_off)
-
-    def _sent_again(self, entry: Entry, status: int, *, backs_off: bool = True) -> None:
-        if self._is_closed:
-            return
+    def _keep_failed(self, entry: Entry, status: int) -> None:
         attempts = entry.attempts
         self.store.submit(lambda db: tables.fail(db, entry.number, attempts, status), must=True)
-        until_ns = 0
-        if backs_off:
-            longest_ns = min(BACKOFF_MAX_NS, BACKOFF_NS << min(entry.failures - 1, 20))
-            # Between a half and the whole, so that what failed together does not come together.
-            wait_ns = int(longest_ns * (0.5 + self.worker.chance() / 2))
-            until_ns = self.worker.now_ns() + wait_ns
-        self._put_back(entry, until_ns, all_of_them=False)
 
-    def _bury(self, entry: Entry, reason: str, status: int) -> None:
-        if self._is_closed:
-            return
-        self._forget(entry)
-        self.dead[reason] = self.dead.get(reason, 0) + 1
+    def _keep_done(self, sending: Sending, result: Result, now_ms: int) -> None:
+        number, token = sending.entry.number, sending.stored.token
+        keep_ns = sending.upstream.spool.keep_ns if sending.upstream.spool else 0
+        purge_ms = now_ms + keep_ns // MS
+        self.store.submit(
+            lambda db: tables.succeed(db, number, token, result, now_ms, purge_ms), must=True
+        )
+
+    def _keep_dead(self, entry: Entry, reason: str, status: int, now_ms: int) -> None:
         self.dead_letters += 1
-        now_ms = self.worker.wall_ns() // MS
         purge_ms = now_ms + DEAD_KEEP_NS // MS
         attempts = entry.attempts
         self.store.submit(
@@ -299,136 +152,28 @@ class Spool:
             must=True,
         )
 
-    def _put_back(self, entry: Entry, until_ns: int, *, all_of_them: bool) -> None:
-        lanes = self._lanes_of(entry.upstream)
-        lanes.put_back(entry, until_ns, all_of_them=all_of_them)
-        self._pump_soon()
-
-    def _forget(self, entry: Entry) -> None:
-        lanes = self._lanes_of(entry.upstream)
-        lanes.forget(entry)
-        if not lanes:
-            del self.lanes[entry.upstream]
-        self._pump_soon()
-
-    def _came_back(self, sending: Sending) -> None:
-        self.waiting.discard(sending)
-        if sending in self.out:
-            self.out.discard(sending)
-            self._body_bytes_out -= sending.entry.body_bytes
-
-    # Taking from the lanes.
-
-    def _lanes_of(self, upstream: str) -> Lanes:
-        lanes = self.lanes.get(upstream)
-        if lanes is None:
-            rule = self.rule(upstream)
-            ordered = rule is not None and rule.order_by is not None
-            lanes = self.lanes[upstream] = Lanes(ordered=ordered)
-        return lanes
-
-    def rule(self, upstream: str) -> SpoolRule | None:
-        """How an upstream's are sent now; None: they are not."""
-        found = self.worker.runtime.upstreams.get(upstream)
-        return found.spool if found is not None else None
-
-    def _pump_soon(self) -> None:
-        if not self._pump_due and not self._is_closed:
-            self._pump_due = True
-            self.worker.loop.call_soon(self._pump)
-
-    def _pump(self) -> None:
-        self._pump_due = False
-        if self._is_closed:
-            return
-        now_ns = self.worker.now_ns()
-        self._expire()
-        for name, lanes in list(self.lanes.items()):
-            lanes.wake(now_ns)
-            upstream = self.worker.runtime.upstreams.get(name)
-            if upstream is not None and upstream.spool is not None and self._may_take(name):
-                self._take(upstream, lanes)
-        self._arm(now_ns)
-
     def _may_take(self, name: str) -> bool:
         # Outcomes that find no room on disk would be lost in a crash: no more of them are made.
-        return not (self._is_stopped or name in self.store.paused or self.store.stats.again)
+        return not (name in self.store.paused or self.store.stats.again)
 
-    def _take(self, upstream: Upstream, lanes: Lanes) -> None:
-        out_max = max(1, upstream.slots.limit.slots // 2)  # the other half is for live traffic
-        queued_max = max(1, min(IN_QUEUES_MAX, upstream.queue_budget.waiters_max // 2))
-        taken: list[Entry] = []
-        while (
-            len(taken) < LOADED_AT_ONCE
-            and lanes.in_hand < queued_max + lanes.out
-            and lanes.out < out_max
-            and self._body_bytes_out < BODY_BYTES_OUT_MAX
-        ):
-            entry = lanes.take()
-            if entry is None:
-                break
-            taken.append(entry)
-        if taken:
-            numbers = [entry.number for entry in taken]
-            self.store.submit(
-                lambda db: tables.load(db, numbers), lambda stored: self._loaded(taken, stored)
-            )
+    def load_body(self, sending: Sending) -> None:
+        """Gets a body that has parts, for `Sending.body_loaded`."""
+        token = sending.stored.token
+        self.store.submit(lambda db: tables.body(db, token, tables.REQUEST), sending.body_loaded)
 
-    def _loaded(self, taken: list[Entry], stored: list[Stored] | Exception) -> None:
-        if self._is_closed:
-            return
-        if isinstance(stored, Exception):
-            self.worker.count("spool_loads_failed")
-            until_ns = self.worker.now_ns() + BACKOFF_NS
-            for entry in taken:
-                self._put_back(entry, until_ns, all_of_them=True)
-            return
-        by_number = {each.number: each for each in stored}
-        for entry in taken:
-            found = by_number.get(entry.number)
-            if found is None:
-                self._forget(entry)  # it was dropped
-            else:
-                self._begin(entry, found)
+    def put_part(self, sending: Sending, number: int, data: bytes) -> None:
+        """Keeps a piece of a response, and calls `Sending.part_kept`."""
+        token, owner = sending.stored.token, self.store.owner
+        self.store.submit(
+            lambda db: tables.put_part(db, token, tables.RESPONSE, number, owner, data),
+            sending.part_kept,
+            must=True,
+        )
 
-    def _begin(self, entry: Entry, stored: Stored) -> None:
-        upstream = self.worker.runtime.upstreams.get(entry.upstream)
-        if upstream is None or upstream.spool is None or self._is_stopped:
-            self._put_back(entry, 0, all_of_them=True)
-            return
-        sending = Sending(self, self.worker, self._listener, entry, stored)
-        self.waiting.add(sending)
-        sending.begin(upstream, upstream.spool, self.worker.now_ns())
-
-    def _expire(self) -> None:
-        now_ms = self.worker.wall_ns() // MS
-        for name, lanes in list(self.lanes.items()):
-            for entry in lanes.expire(now_ms):
-                self._bury(entry, "expired", 0)
-            if not lanes:
-                self.lanes.pop(name, None)
-
-    def _arm(self, now_ns: int) -> None:
-        """One timer for what comes first: the end of a lane's sleep, or an expiry."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        wall_ns = self.worker.wall_ns()
-        waits = []
-        for lanes in self.lanes.values():
-            wake_ns = lanes.next_wake_ns()
-            if wake_ns is not None:
-                waits.append(wake_ns - now_ns)
-            expiry_ms = lanes.next_expiry_ms()
-            if expiry_ms is not None:
-                waits.append(expiry_ms * MS - wall_ns)
-        if waits:
-            delay = max(0, min(waits)) / SECOND
-            self._timer = self.worker.loop.call_later(delay, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        self._pump()
+    def forget_parts(self, sending: Sending) -> None:
+        """A response broke off: its pieces are no result."""
+        token = sending.stored.token
+        self.store.submit(lambda db: tables.forget_parts(db, token, tables.RESPONSE), must=True)
 
     # Housekeeping.
 
