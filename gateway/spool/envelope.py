@@ -15,11 +15,10 @@ from __future__ import annotations
 import binascii
 import enum
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 from gateway.errors import ErrorKind
 from gateway.h1 import names
@@ -27,6 +26,7 @@ from gateway.h1.codec import BadMessage, HeadLimits
 from gateway.h1.guard import judge_octets, judge_request
 from gateway.h1.message import Fields, RequestHead
 from gateway.h1.target import AbsoluteTarget, split_absolute
+from gateway.spool.bounded_json import Bounds, OutOfBounds, parse
 from gateway.spool.record import BODY_BYTES_MAX
 
 __all__ = [
@@ -125,15 +125,13 @@ class Envelope(NamedTuple):
     id: str
 
 
-_STRUCTURE: Final = b"{}[],:"
-_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(_STRUCTURE))
 # The object, `headers` or `body_from` in it, and the list of a field's values.
 _DEPTH_MAX: Final = 3
 # A field has a colon, a comma and, as a list, two brackets; a further value of a list has a comma.
 # Name and value have two quotes each. All else of an envelope (9 keys, of which one has 4, three
 # pairs of brackets; 13 names and 11 texts) has no more than these.
-_STRUCTURE_OF_A_FIELD: Final = 4
-_STRUCTURE_OF_THE_REST: Final = 40
+_MARKS_OF_A_FIELD: Final = 4
+_MARKS_OF_THE_REST: Final = 40
 _QUOTES_OF_A_FIELD: Final = 4
 _QUOTES_OF_THE_REST: Final = 48
 
@@ -175,7 +173,7 @@ def read_envelope(
 ) -> Envelope:
     """The request of a record, from its value, key and headers. Raises EnvelopeError only."""
     data = _judge_record(value, key, headers, limits)
-    document = _parsed(data, limits)
+    document = _parsed(data, limits.head.fields_max)
     if not document.keys() <= KEYS:
         raise EnvelopeError(Flaw.UNKNOWN_KEY, "there are keys that an envelope has not")
     method = _method(document)
@@ -237,59 +235,21 @@ def _judge_record(
 # JSON.
 
 
-def _parsed(value: bytes, limits: RecordLimits) -> dict[str, Any]:
-    """The object, after a look at its structure."""
-    _judge_structure(value, limits.head.fields_max)
+def _parsed(value: bytes, fields_max: int) -> dict[str, Any]:
+    most = Bounds(
+        marks=_MARKS_OF_A_FIELD * fields_max + _MARKS_OF_THE_REST,
+        quotes=_QUOTES_OF_A_FIELD * fields_max + _QUOTES_OF_THE_REST,
+        depth=_DEPTH_MAX,
+    )
     try:
-        document = json.loads(
-            value.decode(), object_pairs_hook=_object, parse_constant=_no_constant
-        )
-    except EnvelopeError:
-        raise
-    except ValueError:  # JSONDecodeError, UnicodeDecodeError, and a number of too many digits
-        # `from None`: the causes quote the record.
+        document = parse(value, most)
+    except OutOfBounds as error:
+        raise EnvelopeError(Flaw.SHAPE, str(error)) from None
+    except ValueError:  # `from None`: the causes quote the record
         raise EnvelopeError(Flaw.JSON, "the value is no JSON text in UTF-8") from None
     if not isinstance(document, dict):
         raise EnvelopeError(Flaw.SHAPE, "the value is no JSON object")
     return document
-
-
-def _judge_structure(value: bytes, fields_max: int) -> None:
-    """Whether parsing makes no more values than an envelope can have.
-
-    Exact for JSON and for what stands before a first fault; the rest is never parsed.
-    """
-    bare = value
-    if b"\\" in value:  # outside of strings a backslash is a fault
-        bare = value.replace(rb"\\", b"").replace(rb"\"", b"")
-    quotes = bare.count(b'"')
-    if quotes > _QUOTES_OF_A_FIELD * fields_max + _QUOTES_OF_THE_REST:
-        raise EnvelopeError(Flaw.SHAPE, "more texts than an envelope has")
-    outside = b"".join(bare.split(b'"')[::2])
-    structure = outside.translate(None, _NOT_STRUCTURE)
-    if len(structure) > _STRUCTURE_OF_A_FIELD * fields_max + _STRUCTURE_OF_THE_REST:
-        raise EnvelopeError(Flaw.SHAPE, "more values than an envelope has")
-    depth = 0
-    for octet in structure:
-        if octet in b"{[":
-            depth += 1
-            if depth > _DEPTH_MAX:
-                raise EnvelopeError(Flaw.SHAPE, "nested deeper than an envelope is")
-        elif octet in b"}]":
-            depth -= 1
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        # RFC 8259 section 4: which of them counts differs from reader to reader.
-        raise EnvelopeError(Flaw.SHAPE, "a key stands twice in one object")
-    return found
-
-
-def _no_constant(_: str) -> NoReturn:
-    """NaN and Infinity are not JSON (RFC 8259 section 6), though Python writes and reads them."""
-    raise EnvelopeError(Flaw.JSON, "a number that is not finite")
 
 
 def _text(document: dict[str, Any], key: str, flaw: Flaw) -> bytes:
