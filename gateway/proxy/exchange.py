@@ -332,6 +332,15 @@ class Exchange(Respondent):
         """Whether all of the body so far is kept, to be sent once more if need be."""
         return self._body_bytes <= self.upstream.retry.body_bytes_max and self._repeatable()
 
+    def must_arrive(self) -> bool:
+        """Whether it would be lost with a stale connection: it cannot be sent once more."""
+        head = self.head
+        return (
+            head.framing is Framing.CHUNKED
+            or head.content_length > self.upstream.retry.body_bytes_max
+            or not self._repeatable()
+        )
+
     def _repeatable(self) -> bool:
         """Whether sending the request twice is safe (RFC 9110 section 9.2.2)."""
         if self.head.method in IDEMPOTENT:

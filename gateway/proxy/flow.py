@@ -18,6 +18,7 @@ __all__ = [
     "READ_BYTES",
     "WRITE_HIGH",
     "peer_has_left",
+    "something_came",
 ]
 
 READ_BYTES: Final = 64 * 1024  # one read; the kernel's default receive buffer is of this order
@@ -43,3 +44,10 @@ def peer_has_left(fd: int) -> bool:
     return any(
         events & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) for _, events in poll.poll(0)
     )
+
+
+def something_came(fd: int) -> bool:
+    """Whether the peer has sent anything, a FIN or a reset included, that is not read yet."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN | select.POLLRDHUP)
+    return bool(poll.poll(0))

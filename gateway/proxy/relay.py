@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING, cast
 
 from gateway.clock import SECOND, monotonic_ns
-from gateway.proxy.flow import FLUSH_BYTES, WRITE_HIGH, peer_has_left
+from gateway.proxy.flow import FLUSH_BYTES, WRITE_HIGH, peer_has_left, something_came
 from gateway.proxy.gone import GONE
 
 if TYPE_CHECKING:
@@ -208,6 +208,11 @@ class Relay(asyncio.BufferedProtocol):
                 self.peer_left()
             else:
                 self.tunnel.peer_left(self)
+
+    def something_came(self) -> bool:
+        """Whether the kernel has news of the peer that the loop has not told yet."""
+        sock = self.transport.get_extra_info("socket")
+        return sock is not None and sock.fileno() >= 0 and something_came(sock.fileno())
 
     def peer_left(self) -> None:
         """The peer closed while its reading was paused. A FIN may follow data still unread, and

@@ -41,6 +41,7 @@ class UpstreamProtocol(Relay):
         "_discarded_bytes",
         "_discarding",
         "_done",
+        "_request_head",
         "_response_begun",
         "exchange",
         "fresh",
@@ -55,6 +56,7 @@ class UpstreamProtocol(Relay):
         self.fresh = True
         self.idle_ns_max = pool.idle_timeout_ns
         self._response_begun = False
+        self._request_head = b""
         self._done = False
         self._discarding = False
         self._discarded_bytes = 0
@@ -71,7 +73,8 @@ class UpstreamProtocol(Relay):
         self._response_begun = False
         self._chunked = framing is Framing.CHUNKED
         self._decoder.expect(method)
-        self.out.append(encode.request(method, target, fields, framing))
+        self._request_head = encode.request(method, target, fields, framing)
+        self.out.append(self._request_head)
 
     def send_body(self, data: bytes) -> None:
         """A piece of the request's body, not yet framed."""
@@ -93,6 +96,7 @@ class UpstreamProtocol(Relay):
         """
         self.exchange = None
         self.deadline_ns = 0
+        self._request_head = b""
         self._done = True
 
     def discard(self) -> None:
@@ -150,6 +154,12 @@ class UpstreamProtocol(Relay):
             # Octets on an idle connection answer nothing that was asked (RFC 9112 section 9.2).
             self.worker.count("upstream_unsolicited")
             self.abort()
+            return
+        if self._flush_due and not self.fresh and self.out[0] is self._request_head:
+            # The request has not gone out yet, so what came answers another (section 9.2), or
+            # nothing: to take it for the response would hand one client what is not its own.
+            self.worker.count("upstream_unsolicited")
+            self._closed("it spoke before the request was sent")
             return
         self._response_begun = True
         try:

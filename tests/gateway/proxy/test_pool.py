@@ -26,6 +26,10 @@ class Connection:
         self.deadline_ns = 0
         self.ended = ""
         self.transport = SimpleNamespace(is_closing=lambda: bool(self.ended))
+        self.news = False
+
+    def something_came(self) -> bool:
+        return self.news
 
     def close(self) -> None:
         self.ended = self.ended or "closed"
@@ -37,8 +41,9 @@ class Connection:
 class Exchange:
     """Notes what the pool gives it."""
 
-    def __init__(self, *, wants_fresh: bool = False) -> None:
+    def __init__(self, *, wants_fresh: bool = False, must_arrive: bool = False) -> None:
         self.wants_fresh = wants_fresh
+        self.must_arrive = lambda: must_arrive
         self.got: list[Any] = []
 
     def connected(self, connection: Connection) -> None:
@@ -73,8 +78,8 @@ class Harness:
             head_limits=HeadLimits(),
         )
 
-    def take(self, *, wants_fresh: bool = False) -> Exchange:
-        exchange = Exchange(wants_fresh=wants_fresh)
+    def take(self, **facts: bool) -> Exchange:
+        exchange = Exchange(**facts)
         self.pool.take(exchange)
         return exchange
 
@@ -128,6 +133,27 @@ def test_the_last_that_idled_is_taken_first_and_has_a_deadline() -> None:
         assert it.take().got == [two]
         assert two.deadline_ns == 0
         assert it.take().got == [one]
+
+    run(test)
+
+
+def test_what_must_arrive_is_not_given_a_connection_with_news() -> None:
+    async def test(it: Harness) -> None:
+        exchanges = [it.take() for _ in range(3)]
+        for _ in exchanges:
+            await it.dialled()
+        one, two, three = (exchange.got[0] for exchange in exchanges)
+        for connection in (one, two, three):
+            it.pool.give(connection)
+        two.news = three.news = True
+        assert it.take(must_arrive=True).got == [one]
+        waiting = it.take(must_arrive=True)
+        assert waiting.got == []
+        assert it.pool.dialling_count == 1
+        assert it.take().got == [three]  # the others' order is as it was
+        assert it.take().got == [two]
+        await it.dialled()
+        assert len(waiting.got) == 1
 
     run(test)
 

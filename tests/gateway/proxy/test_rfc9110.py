@@ -6,9 +6,11 @@ import email.utils
 import json
 import socket
 import struct
+import threading
 import time
 
 import pytest
+import trio
 from fakes.origin import Connection, Received, answer
 
 # What waits for time, or is long, is run on the reference drivers by `make test-slow` only.
@@ -370,6 +372,41 @@ def test_9110_9_3_2_a_head_that_is_refused_is_answered_without_content(make) -> 
     assert answer.startswith(b"HTTP/1.1 417 ")
     assert b"\r\nContent-Length: " in answer
     assert answer.index(b"\r\n\r\n") + 4 == len(answer)
+
+
+@FAST_FIRST
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"])
+def test_9110_9_2_2_an_idle_connection_has_news_the_loop_has_not_heard(make, said, method) -> None:
+    """Its end costs no request, not even one that is never repeated; what it says answers none."""
+    close = threading.Event()
+
+    async def script(connection: Connection, request: Received) -> bool | None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
+        if connection.number == 1:
+            await trio.to_thread.run_sync(close.wait)
+            await connection.send(said)
+            return False
+        return None
+
+    gateway, origin = make(script)
+    with gateway.client() as client:
+        assert client.get().body == b"good"
+        resume = threading.Event()
+        held = threading.Event()
+        gateway.loop.call_soon_threadsafe(lambda: (held.set(), resume.wait(10)))
+        assert held.wait(10)
+        # The loop is told of the request first, and of the connection's end only after it.
+        client.send(method + b" / HTTP/1.1\r\nHost: api.test\r\nContent-Length: 0\r\n\r\n")
+        close.set()
+        deadline = time.monotonic() + 10
+        while origin.open_now and time.monotonic() < deadline:
+            time.sleep(0.002)
+        resume.set()
+        response = client.response()
+    assert response.status == 200
+    assert response.body == b"good"
+    assert origin.connections == 2
 
 
 def test_9110_9_3_6_a_2xx_to_connect_has_no_framing(make) -> None:
