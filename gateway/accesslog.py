@@ -244,6 +244,8 @@ class AccessLog:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            # Its exception's traceback leads back here: a ring that only the collector would find.
+            self._task = None
 
     def _close(self) -> None:
         self._jobs.put(_Job(self._fd, b""))

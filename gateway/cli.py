@@ -83,7 +83,7 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     import uvloop
 
-    from gateway.process import configure_log, raise_file_limit, tune_memory
+    from gateway.process import configure_log, favour_loop, raise_file_limit, tune_memory
     from gateway.server import ServeError, Server
     from gateway.sockets import OwnSockets, inherited_sockets
     from gateway.supervisor import Supervisor, worker_count
@@ -93,6 +93,7 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
     configure_log(conf.log.level)
     raise_file_limit()
     tune_memory()
+    favour_loop()
 
     async def serve() -> None:
         try:

@@ -17,12 +17,13 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.conf.schema import Conf
+from gateway.conf.schema import Conf, Route
 from gateway.conf.secret import Secret
 
-__all__ = ["FDS_MAX", "Channel", "conf_file", "read_conf"]
+__all__ = ["FDS_MAX", "ROUTES_IN_A_PART", "Channel", "conf_file", "read_conf"]
 
 MESSAGE_BYTES_MAX = 64 * 1024  # 200 names of unix sockets are 25 KiB
+ROUTES_IN_A_PART = 500  # 1 ms
 FDS_MAX = 200  # the kernel takes 253 with one message (SCM_MAX_FD)
 
 OnMessage = Callable[[str, dict[str, Any], list[int]], None]
@@ -91,9 +92,16 @@ def conf_file(conf: Conf) -> int:
 
     A worker must not read the operator's file by itself: when it is restarted, that may already be
     another configuration than its siblings', or a faulty one.
+
+    Routes come in parts behind the rest: to read one is a single step for the interpreter, in
+    which a worker's loop does not turn.
     """
     buffer = io.BytesIO()
-    _ConfPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(conf)
+    pickler = _ConfPickler(buffer, pickle.HIGHEST_PROTOCOL)
+    routes = conf.route
+    pickler.dump(conf.model_copy(update={"route": ()}) if routes else conf)
+    for begin in range(0, len(routes), ROUTES_IN_A_PART):
+        pickler.dump(routes[begin : begin + ROUTES_IN_A_PART])
     fd = os.memfd_create("egressd-conf")
     view = buffer.getbuffer()
     while view:
@@ -107,6 +115,11 @@ def read_conf(fd: int) -> Conf:
     with open(fd, "rb") as file:
         # The offset belongs to all who share the file.
         data = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
-    conf = pickle.loads(data)  # noqa: S301
+    buffer = io.BytesIO(data)
+    unpickler = pickle.Unpickler(buffer)  # noqa: S301
+    conf = unpickler.load()
     assert isinstance(conf, Conf)
-    return conf
+    routes: list[Route] = []
+    while buffer.tell() < len(data):
+        routes += unpickler.load()
+    return conf.model_copy(update={"route": tuple(routes)}) if routes else conf

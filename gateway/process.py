@@ -13,12 +13,13 @@ from typing import Any
 
 import structlog
 
-__all__ = ["configure_log", "end_of_signals", "raise_file_limit", "tune_memory"]
+__all__ = ["configure_log", "end_of_signals", "favour_loop", "raise_file_limit", "tune_memory"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 MMAP_THRESHOLD_BYTES = 128 * 1024  # glibc's initial value, which setting it keeps
+SWITCH_SECONDS = 0.00005  # what the kernel adds to a wait anyway (timer slack, prctl(2))
 
 
 def tune_memory() -> None:
@@ -34,6 +35,18 @@ def tune_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def favour_loop() -> None:
+    """Has threads hand the interpreter back to the loop soon.
+
+    The loop lets go of it at each wait and, with uvloop, between any two callbacks; a thread that
+    computes then keeps it for the switch interval. With CPython's 5 ms the loop gets 200 callbacks
+    a second while a file of 10,000 routes is judged beside it, for 0.3 s, and at 1,000 requests/s
+    some were held up for 140 ms; with 0.05 ms for 40. What it costs, a switch of some microseconds
+    each, is paid only while a thread has something to compute.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def configure_log(level: str) -> None:

@@ -67,10 +67,16 @@ RESPONSE_LIMITS = HeadLimits(head_bytes_max=64 * 1024, fields_max=200)  # an API
 
 
 class Plan(NamedTuple):
-    """A conf with everything made that could have failed."""
+    """A conf with everything made that could have failed, or that takes long.
+
+    The routes lead to upstreams that are still empty: `commit` fills them in.
+    """
 
     conf: Conf
     ways_out: dict[str, tuple[tuple[Any, ...], DialPlan]]
+    upstreams: dict[str, Upstream]
+    routes: RouteTable[Upstream]
+    base_urls: dict[str, str]
 
 
 class Assembly:
@@ -96,7 +102,11 @@ class Assembly:
         return self.commit(self.prepare(conf))
 
     def prepare(self, conf: Conf) -> Plan:
-        """Reads and makes what can fail. Raises OSError (ssl.SSLError is one)."""
+        """Reads and makes what can fail. Raises OSError (ssl.SSLError is one).
+
+        It touches nothing in use and may run in a thread: 10,000 routes take 20 ms, in which
+        `commit` would have the loop stand still.
+        """
         ways_out = {}
         contexts: _Contexts = {}
         for name, upstream in conf.upstream.items():
@@ -104,12 +114,15 @@ class Assembly:
                 ways_out[name] = _way_out(upstream, contexts)
             except OSError as error:
                 raise OSError(f"upstream.{name}.tls: {error}") from error
-        return Plan(conf, ways_out)
+        upstreams = {name: Upstream() for name in conf.upstream}
+        routes = RouteTable([_route(route, upstreams) for route in conf.route])
+        return Plan(conf, ways_out, upstreams, routes, _base_urls(conf))
 
     def commit(self, plan: Plan) -> Runtime:
         """The Runtime of a plan; limits and pools have its figures from now on."""
-        conf = plan.conf
-        upstreams = {name: self._upstream(name, plan) for name in conf.upstream}
+        conf, upstreams = plan.conf, plan.upstreams
+        for name, upstream in upstreams.items():
+            self._fill(upstream, name, plan)
         self.registry.keep_only(
             [
                 limit_identity(name, limit)
@@ -125,7 +138,7 @@ class Assembly:
         timeouts = [upstream.timeout for upstream in conf.upstream.values()]
         return Runtime(
             generation=self._generation,
-            routes=RouteTable([_route(route, upstreams) for route in conf.route]),
+            routes=plan.routes,
             by_origin={
                 (
                     upstream.origin.scheme.encode(),
@@ -177,12 +190,12 @@ class Assembly:
         for pool in pools:
             await pool.abort()
 
-    def _upstream(self, name: str, plan: Plan) -> Upstream:
-        """The upstream of that name, with what outlives a reload."""
+    def _fill(self, upstream: Upstream, name: str, plan: Plan) -> None:
+        """Makes it the upstream of that name, with what outlives a reload."""
         conf = plan.conf.upstream[name]
         registry = self.registry
         way, dial_plan = plan.ways_out[name]
-        upstream = self._compile(name, conf, registry.slots(name, conf.connections))
+        self._compile(upstream, name, conf, registry.slots(name, conf.connections))
         upstream.pool = registry.pool(way, lambda: self._pool(conf, dial_plan))
         upstream.tunnels = registry.pool(
             (*way, "tunnel"), lambda: self._pool(conf, dial_plan, tunnel=True)
@@ -195,9 +208,8 @@ class Assembly:
         if conf.limit and not conf.tunnel:
             upstream.tunnel_denied = (
                 f"limits of upstream {name} cannot see inside a tunnel: "
-                f"use {_base_url(plan.conf, name)} as the base URL instead of the proxy"
+                f"use {plan.base_urls[name]} as the base URL instead of the proxy"
             )
-        return upstream
 
     def _forward_table(self, conf: Conf) -> ForwardTable:
         """`[forward]` of that conf, with what its predecessor made for targets that stay."""
@@ -256,7 +268,8 @@ class Assembly:
             raise GatewayError(ErrorKind.BAD_REQUEST, str(fault)) from None
         origin = f"{scheme.decode()}://{host.decode()}:{port}"
         target = UpstreamConf.model_validate({"origin": origin})
-        upstream = self._compile(FORWARD, target, Inflight("connections", target.connections))
+        upstream = Upstream()
+        self._compile(upstream, FORWARD, target, Inflight("connections", target.connections))
         _, dial_plan = _way_out(target, {})
         dial_plan = dial_plan._replace(
             deny=NOT_PUBLIC if deny_private else frozenset(),
@@ -273,8 +286,7 @@ class Assembly:
     def _count_denied(self, reason: str) -> None:
         self._worker.count("addresses_denied_" + reason)
 
-    def _compile(self, name: str, conf: UpstreamConf, slots: Inflight) -> Upstream:
-        upstream = Upstream()
+    def _compile(self, upstream: Upstream, name: str, conf: UpstreamConf, slots: Inflight) -> None:
         upstream.name = name
         upstream.host_header = _host_header(conf)
         upstream.slots = slots.entry(b"", 0)
@@ -313,7 +325,6 @@ class Assembly:
                 conf.spool.priority,
                 conf.spool.keep,
             )
-        return upstream
 
     def _set_limits(self, upstream: Upstream, conf: UpstreamConf) -> None:
         uses = [self._use(upstream.name, limit) for limit in conf.limit]
@@ -456,13 +467,16 @@ def _profile(conf: UpstreamConf) -> Profile:
     )
 
 
-def _base_url(conf: Conf, upstream: str) -> str:
-    """Where a client finds this upstream without a proxy setting, for a refusal's text."""
-    for route in conf.route:
-        if route.upstream == upstream:
-            host = route.host or str(conf.listen[0].bind)
-            return f"http://{host}{route.path.rstrip('/')}"
-    return f"an absolute-form request to {conf.upstream[upstream].origin}"
+def _base_urls(conf: Conf) -> dict[str, str]:
+    """Where a client finds each upstream without a proxy setting, for a refusal's text."""
+    urls = {
+        name: f"an absolute-form request to {upstream.origin}"
+        for name, upstream in conf.upstream.items()
+    }
+    for route in reversed(conf.route):  # the first one of an upstream is the one that is named
+        host = route.host or str(conf.listen[0].bind)
+        urls[route.upstream] = f"http://{host}{route.path.rstrip('/')}"
+    return urls
 
 
 def _rule(limit: Limit, conf: LimitConf) -> Rule:

@@ -16,7 +16,7 @@ from gateway.clock import SECOND
 from gateway.conf.values import Bind
 from gateway.control import Channel, read_conf
 from gateway.mesh import Place
-from gateway.process import configure_log, raise_file_limit, tune_memory
+from gateway.process import configure_log, favour_loop, raise_file_limit, tune_memory
 from gateway.server import Prepared, ServeError, Server, reason_of
 from gateway.sockets import bind_socket
 from gateway.systemd import Notifier
@@ -200,6 +200,7 @@ def run_worker(fd: int) -> int:
         signal.signal(number, signal.SIG_IGN)
     raise_file_limit()
     tune_memory()
+    favour_loop()
 
     async def serve() -> int:
         return await _WorkerProcess(socket.socket(fileno=fd)).run()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import gc
 import json
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -289,6 +291,24 @@ def test_a_stop_in_the_middle_of_a_drain_loses_nothing(batches, stalled, monkeyp
 
     asyncio.run(run())
     assert paths(text.decode()) == [f"/{number}" for number in range(count)]
+
+
+def test_a_log_that_has_stopped_is_freed_without_the_collector(tmp_path: Path) -> None:
+    """A reload may replace it each time; the collector comes after 50,000 objects."""
+
+    async def run() -> weakref.ref[AccessLog]:
+        log = AccessLog(worker(1), str(tmp_path / "log"), "json")
+        log.open()
+        log.start()
+        await asyncio.sleep(0)  # its task has begun, and is cancelled where it stands
+        await log.stop()
+        return weakref.ref(log)
+
+    gc.disable()
+    try:
+        assert asyncio.run(run())() is None
+    finally:
+        gc.enable()
 
 
 def _read(fd: int) -> bytes:

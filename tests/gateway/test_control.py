@@ -14,7 +14,7 @@ import pytest
 
 from gateway.conf.load import load
 from gateway.conf.schema import Conf
-from gateway.control import Channel, conf_file, read_conf
+from gateway.control import ROUTES_IN_A_PART, Channel, conf_file, read_conf
 
 CONF = """
 [[listen]]
@@ -59,6 +59,22 @@ def test_a_configuration_arrives_whole_with_its_secrets(conf: Conf) -> None:
         assert copy.mesh is not None
         assert copy.mesh.keys[0].reveal_bytes() == bytes.fromhex("ab" * 32)
         assert copy.upstream["api"].model_fields_set == conf.upstream["api"].model_fields_set
+
+
+def test_ten_thousand_routes_arrive_in_parts_and_in_order(conf: Conf) -> None:
+    route = conf.route[0]
+    many = conf.model_copy(
+        update={
+            "route": tuple(
+                route.model_copy(update={"path": f"/{number}/"})
+                for number in range(2 * ROUTES_IN_A_PART + 1)
+            )
+        }
+    )
+    copy = read_conf(conf_file(many))
+    assert copy == many
+    assert copy.model_fields_set == many.model_fields_set
+    assert [route.path for route in copy.route[:2]] == ["/0/", "/1/"]
 
 
 def test_messages_keep_their_bounds_order_and_descriptors() -> None:

@@ -1,4 +1,4 @@
-"""The process log: what several workers write to one descriptor stays apart line by line."""
+"""What a process sets for itself: its log's lines, and how soon threads give way to the loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 import structlog
 
-from gateway.process import configure_log
+from gateway.process import configure_log, favour_loop
 
 
 class Raw(io.RawIOBase):
@@ -38,3 +38,12 @@ def test_a_line_and_its_end_are_one_write(monkeypatch: pytest.MonkeyPatch) -> No
     structlog.reset_defaults()
     assert [json.loads(line)["event"] for line in raw.writes] == ["first", "second"]
     assert all(line.endswith(b"}\n") and line.count(b"\n") == 1 for line in raw.writes)
+
+
+def test_a_thread_that_computes_gives_way_within_a_tenth_of_a_millisecond() -> None:
+    before = sys.getswitchinterval()
+    try:
+        favour_loop()
+        assert sys.getswitchinterval() <= 0.0001
+    finally:
+        sys.setswitchinterval(before)
