@@ -23,7 +23,7 @@ from peers.core.members import Member, Members, Update
 from peers.core.outbox import Outbox
 from peers.core.probe import Prober
 from peers.core.sessions import ReplayWindow, Sessions
-from peers.core.wire import DATAGRAM_BYTES_MAX, Frame, Kind, Payload, unpack
+from peers.core.wire import DATAGRAM_BYTES_MAX, ENTRY_KINDS, Frame, Kind, Payload, unpack
 
 __all__ = ["Receiver"]
 
@@ -112,8 +112,9 @@ class Receiver:
             raise DropError(Drop.OWN)
         return opened, payload
 
-    def receive(self, data: bytes, source: Address, now_ns: int) -> None:
-        """Takes a datagram in. Raises DropError."""
+    def receive(self, data: bytes, source: Address, now_ns: int) -> bool:
+        """Takes a datagram in; says whether it had entries of counters only, and so no news of
+        members, breakers or leases. Raises DropError."""
         salt = data[SALT_AT]
         window = self._windows.get(salt)
         if window is not None and window.has(int.from_bytes(data[SEQ_AT], "big")):
@@ -135,11 +136,16 @@ class Receiver:
             self._handshake.tell_dead(head.node, now_ns)
         origin = _Origin(member, head.node, head.boot, opened.seq, source)
         handlers = self._handlers
+        quiet = True
         for frame in frames:
+            kind = frame[0]
             # A HELLO of a known life has no handler: `tell_dead` has answered what it asks.
-            handler = handlers.get(frame[0])
+            handler = handlers.get(kind)
             if handler is not None:
                 handler(frame, origin, now_ns)
+            if kind not in ENTRY_KINDS:
+                quiet = False
+        return quiet
 
     def _keep_window(self, salt: bytes, window: ReplayWindow) -> None:
         """Only of senders whose seal held: nobody else pushes one out."""
@@ -181,8 +187,8 @@ class Receiver:
         self._breakers.digest_heard(origin.node, frame[1], now_ns)
 
     def _on_entries(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
-        kind, *entries = frame
-        self._counters.entries_heard(kind, origin.node, origin.boot, origin.seq, entries, now_ns)
+        _, node, boot, seq, _ = origin
+        self._counters.entries_heard(frame[0], node, boot, seq, frame[1:], now_ns)
 
     def _on_limits(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._counters.rules_heard(origin.node, frame[1:])

@@ -268,7 +268,9 @@ class MeshRow(Row):
         if now_ns >= self._silence_ns:
             self._charge_silent_slow(elapsed_ns, now_ns)
         lam_100 = int(self._lam * 100 + 0.5)
-        demand = self._demand(lam_100)
+        demand = lam_100 * limit.demand_per_lam  # from the rounded rate, as peers compute it
+        if self.queued > demand:
+            demand = float(self.queued)
         told_ns, told_own, told_demand = self._sent[-1] if self._sent else (0, 0, 0.0)
         fresh = self.own - told_own
         if limit.members == 1:
@@ -278,7 +280,9 @@ class MeshRow(Row):
         free = limit.effective_burst - self._level + fresh
         calm = demand + self.peers_sum < free / 2
         if calm:
-            due = fresh >= max(1.0, free / (4 * limit.members)) or demand >= 2 * told_demand + 1
+            due = demand >= 2 * told_demand + 1 or (
+                fresh > 0 and fresh >= free / (4 * limit.members)
+            )
         else:
             due = fresh > 0 or abs(demand - told_demand) >= told_demand / 4 + 0.1
         if not due and now_ns - told_ns >= limit.refresh_ns:
@@ -490,8 +494,10 @@ class MeshRow(Row):
         for node, peer in self.peers.items():
             if peer.rate == 0.0 and peer.demand == 0.0:
                 continue
-            first_ns = min(first_ns, peer.heard_ns)
-            silent_ns = now_ns - peer.heard_ns
+            heard_ns = peer.heard_ns
+            if heard_ns < first_ns:
+                first_ns = heard_ns
+            silent_ns = now_ns - heard_ns
             if silent_ns > limit.silence_min_ns:
                 if silent_ns >= limit.silence_max_ns:
                     gone = [*(gone or ()), node]

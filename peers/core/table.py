@@ -15,9 +15,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from peers.core.chance import Chance
 from peers.core.config import Config
 from peers.core.share import Due, Row
-from peers.core.wire import Kind
+from peers.core.wire import U32, U63, Kind
 
-__all__ = ["Host", "RowTable", "Rule", "SharedTable", "Surroundings"]
+__all__ = ["Host", "RowTable", "Rule", "SharedTable", "Surroundings", "checked_rule", "judged"]
 
 # Rows at work per turn: 250 ticks of 2 us keep the event loop for half a millisecond.
 _TICKS_PER_TURN = 250
@@ -41,6 +41,20 @@ class Rule(NamedTuple):
     def rate(self) -> float:
         """Tokens per nanosecond."""
         return self.rate_count / self.rate_period_ns
+
+
+def checked_rule(rate_count: int, rate_period_ns: int, burst: int) -> Rule:
+    """Raises ValueError for what does not fit the wire, or never lets anything pass."""
+    if not 1 <= rate_count <= U32 or not 1 <= burst <= U32 or not 1 <= rate_period_ns <= U63:
+        raise ValueError("rate_count, rate_period_ns and burst: at least 1")
+    return Rule(rate_count, rate_period_ns, burst)
+
+
+def judged(on_partition: str) -> str:
+    """Raises ValueError for a conduct that does not exist."""
+    if on_partition not in ("share", "open", "closed"):
+        raise ValueError('on_partition: "share", "open" or "closed"')
+    return on_partition
 
 
 class Surroundings(NamedTuple):
@@ -263,8 +277,9 @@ class SharedTable(RowTable[R]):
         """The row's entry should leave before its next tick."""
         if not row.urgent:
             row.urgent = True
+            if not self.urgent:  # the others leave with the first
+                self._host.wake()
             self.urgent.append(row)
-            self._host.wake()
 
     def tick(self, now_ns: int, calm: list[R], contended: list[R]) -> None:
         """Ticks the active rows, some at a time, and sorts those that have something to tell."""

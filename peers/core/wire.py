@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -58,6 +59,7 @@ RECORD_BYTES_MAX = 32 * 1024
 # An entry is at least 13 bytes, so a longer array cannot come from an honest sender.
 ENTRIES_MAX = RECORD_BYTES_MAX // 13
 FRAMES_MAX = 64
+NODE_BYTES = 8
 SCOPE_BYTES_MAX = 32
 # A learned rate in thousandths; a float holds it and a thousand of it exactly.
 REFF_1000_MAX = (1 << 43) - 1
@@ -111,7 +113,7 @@ class Payload(NamedTuple):
 
 # A field: its type, and the bounds of its value (int) or of its length (bytes, str).
 _Field = tuple[type, int, int]
-_NODE: _Field = (bytes, 8, 8)
+_NODE: _Field = (bytes, NODE_BYTES, NODE_BYTES)
 _U16: _Field = (int, 0, U16)
 _U32: _Field = (int, 0, U32)
 _U63: _Field = (int, 0, U63)
@@ -122,7 +124,6 @@ _HOST: _Field = (str, 1, 255)
 _PORT: _Field = (int, 1, U16)
 _SCOPE: _Field = (bytes, 1, SCOPE_BYTES_MAX)
 
-_HEAD: tuple[_Field, ...] = (_U64, _NODE, _U63)
 _MEMBER: tuple[_Field, ...] = (_NODE, _NAME, _HOST, _PORT, (int, 1, 4), _U32, _U63)
 _WINDOW: tuple[_Field, ...] = (_U64, _U32, _U63, _U63, _U32, _U32, _U63, _U63)
 _HELD: tuple[_Field, ...] = (_U64, _U32, _U32, _U32, _U32)
@@ -156,6 +157,10 @@ _SHAPES: dict[int, tuple[tuple[_Field, ...], tuple[_Field, ...] | None]] = {
     Kind.LEASE_VIEW: ((_U64,), None),
     Kind.DEMANDS: ((), (_SCOPE, _BOOL)),
 }
+
+_TUPLES: Final = {tuple}
+_SEVEN: Final = {7}
+_INTS: Final = {int}
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 
@@ -201,7 +206,7 @@ def unpack(payload: bytes) -> Payload:
         raise DropError(Drop.GARBAGE) from None
     if type(parts) is not tuple or not 1 <= len(parts) <= 1 + FRAMES_MAX:
         raise DropError(Drop.GARBAGE)
-    _check(parts[0], _HEAD)
+    head = _checked_head(parts[0])
     frames: list[Frame] = []
     for frame in parts[1:]:
         if type(frame) is not tuple or not frame or type(frame[0]) is not int:
@@ -214,7 +219,24 @@ def unpack(payload: bytes) -> Payload:
         else:
             continue
         frames.append(frame)
-    return Payload(Head(*parts[0]), frames)
+    return Payload(head, frames)
+
+
+def _checked_head(head: Any) -> Head:
+    """Every payload has one: written out, it costs half of what `_check` would."""
+    if type(head) is not tuple or len(head) != 3:
+        raise DropError(Drop.GARBAGE)
+    cluster, node, boot = head
+    if (
+        type(cluster) is not int
+        or type(node) is not bytes
+        or type(boot) is not int
+        or cluster < 0  # msgpack has none above U64
+        or len(node) != NODE_BYTES
+        or not 0 <= boot <= U63
+    ):
+        raise DropError(Drop.GARBAGE)
+    return Head(cluster, node, boot)
 
 
 def _check(values: Any, fields: tuple[_Field, ...]) -> None:
@@ -253,21 +275,21 @@ def _check_hosts(frame: Frame) -> None:
 
 
 def _check_counters(frame: Frame) -> None:
-    """The hot shape, written out: 56,000 entries a second at 1,000 contended keys and 8 nodes."""
-    for entry in frame[1:]:
-        if type(entry) is not tuple or len(entry) != 7:
-            raise DropError(Drop.GARBAGE)
-        for value in entry:
-            if type(value) is not int or value < 0:
-                raise DropError(Drop.GARBAGE)
-        key, gen, count, delta, lam_100, waiting, level_16 = entry
+    """The hot shape: 33,000 entries a second at 1,000 contended keys and 8 nodes. Types and lengths
+    are looked at by columns, in C; a number out of its range shows in the bits above it, which a
+    negative one has all."""
+    entries = frame[1:]
+    if not entries:
+        return
+    if set(map(type, entries)) != _TUPLES or set(map(len, entries)) != _SEVEN:
+        raise DropError(Drop.GARBAGE)
+    if set(map(type, chain.from_iterable(entries))) != _INTS:  # exactly: True is no number here
+        raise DropError(Drop.GARBAGE)
+    for key, gen, count, delta, lam_100, waiting, level_16 in entries:
         if (
-            key > U64
-            or gen > U32
-            or count > U63
-            or delta > count
-            or lam_100 > U32
-            or waiting > U32
-            or level_16 > U63
+            key < 0  # msgpack has none above U64
+            or (gen | lam_100 | waiting) >> 32
+            or (count | level_16) >> 63
+            or not 0 <= delta <= count
         ):
             raise DropError(Drop.GARBAGE)

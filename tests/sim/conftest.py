@@ -56,6 +56,13 @@ class NobodyIsResurrected:
             self.held[name] = point
 
 
+def timers_are_known(bench: Simulation, sim: SimNode) -> None:
+    """What a node remembers of its timers is what they are, or nothing would wake it in time."""
+    node = sim.node
+    if node is not None and node._slow_wake_ns is not None:
+        assert node._slow_wake_ns == node._reckon_slow_wake(), f"seed {bench.seed}"
+
+
 class BoundIsKept:
     """One bucket that refuses nothing, fed with every admission: its level is what an upstream
     with the same limit would see, and it stays under burst + `over` at every moment."""
@@ -87,7 +94,7 @@ def watched() -> Callable[[Simulation], Simulation]:
     """Puts the checkers that always hold on a simulation."""
 
     def watch(bench: Simulation) -> Simulation:
-        bench.checkers += [CountersNeverShrink(), NobodyIsResurrected()]
+        bench.checkers += [CountersNeverShrink(), NobodyIsResurrected(), timers_are_known]
         return bench
 
     return watch

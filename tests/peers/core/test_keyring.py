@@ -55,6 +55,17 @@ def test_every_bit_is_covered() -> None:
                               Drop.UNSEALED)  # fmt: skip
 
 
+def test_no_part_of_a_datagram_is_a_datagram() -> None:
+    """Also once its sender's key is derived and kept."""
+    keyring = Keyring([NEW], SALT)
+    data = Keyring([NEW], OTHER_SALT).seal(b"payload", 7)
+    for _ in range(2):
+        for length in range(len(data)):
+            reason = refusal(keyring, data[:length])
+            assert reason == (Drop.GARBAGE if length < ENVELOPE.size else Drop.FORGED)
+        assert keyring.open(data, False) == (b"payload", 7)
+
+
 def test_in_clear_only_from_loopback_and_only_without_keys() -> None:
     clear = Keyring([], SALT).seal(b"x", 3)
     assert Keyring([], OTHER_SALT).open(clear, True) == (b"x", 3)

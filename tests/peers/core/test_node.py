@@ -249,6 +249,25 @@ class TestWork:
         node.open_breaker(b"s", 1, NOW + SECOND, 1, NOW)
         assert len(wakes) == 2
 
+    @pytest.mark.parametrize("waits", [False, True])
+    def test_counters_that_nobody_waits_for_leave_nothing_to_do(self, waits: bool) -> None:
+        """A flush of the driver for each of their datagrams would cost more than they do."""
+        node, speaker = make_node(), Speaker()
+        speaker.enter(node)
+        node.datagrams_to_send(NOW)
+        node.events_received()
+        row = node.limit("x", name="x", rate_count=5, rate_period_ns=SECOND, burst=5).entry(
+            b"", NOW
+        )
+        row.waiting = object() if waits else None
+        entry = (row.key64, 1, 3, 3, 100, 0, 48)
+        assert node.receive_datagram(speaker.say((Kind.COUNTERS, entry)), TWO, NOW) == waits
+        assert row.mesh_count == 3
+        assert node.events_received() == ([RowChanged(row)] if waits else [])
+        heartbeat = (Kind.HEARTBEAT, 0)
+        said = speaker.say((Kind.COUNTERS, entry), heartbeat)
+        assert node.receive_datagram(said, TWO, NOW)
+
     def test_news_is_told_to_who_waits_and_counted_in_stats(self) -> None:
         one, two = introduced()
         for node in (one, two):
