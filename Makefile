@@ -73,8 +73,9 @@ bench-memory: env
 bench-gossip: env
 	PYTHONPATH=tests $(BIN)/python -m bench.gossip $(ARGS)
 
-# The mesh's promises on real processes, beside HAProxy peers, a static split and Redis; about half
-# an hour. As root loss and cuts are nftables' in a network namespace of its own, else a relay's.
+# The mesh's promises on real processes, beside egressd's other ways, HAProxy peers, a static split and
+# Redis; 34 minutes. As root loss and cuts are nftables' in a network namespace of its own, else a
+# relay's. ARGS="--rounds 1 --nodes 3 --rows partition pause": see tests/bench/mesh/NOTES.md.
 bench-mesh: env
 	PYTHONPATH=tests $(BIN)/python -m bench.mesh.run $(ARGS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,14 +13,19 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from bench.mesh import judge, report, rows, run
-from bench.mesh.contenders import CONTENDERS, GROUPS, Egressd, Haproxy, Stage, StaticSplit
+from bench.mesh import judge, machine, report, rows, run
+from bench.mesh.contenders import GROUPS, Contender, Stage
+from bench.mesh.figure import COLOURS
+from bench.mesh.lineup import CONTENDERS, WAYS, takes_part
 from bench.mesh.load import Spec, content_length, due
 from bench.mesh.origin import Record, sent_ns
+from bench.mesh.others import Direct, Haproxy
+from bench.mesh.ours import Egressd, Exact, Redis, Spooled, StaticSplit
 from bench.mesh.rows import ROWS, Row
 from bench.mesh.wires import Link, Wires, rules
 from bench.packages import which
-from fakes.nodes import free_port
+from bench.process import BenchError, Stat
+from fakes.nodes import free_port, until
 from fakes.relay import Relay
 
 from gateway.conf.load import load as load_conf
@@ -94,6 +100,19 @@ class TestJudge:
         assert "peak_10s" not in found
         assert found["excess"] == pytest.approx(400 - 200 - 10, abs=1.5)
 
+    def test_what_is_accepted_is_judged_by_arrival_within_the_run(self) -> None:
+        """Half of it is sent at once, the rest when the run is over; one is known by its 500."""
+        requests = [(i * SECOND // 100, 0, 202, i * SECOND // 100 + 1_000_000) for i in range(100)]
+        requests.append((SECOND - 1, 0, 500, SECOND))
+        stamps = [(sent + 3_000_000, sent) for sent, *_ in requests[:50]]
+        stamps += [(2 * SECOND, sent) for sent, *_ in requests[50:100]]
+        stamps[0] = (500_000, 0)  # before its client had read the 202
+        found = judge.judged(requests, stamps, 100.0, 10.0, 1.0)
+        assert (found["asked"], found["admitted"], found["lost"]) == (101, 50, 1)
+        assert (found["p50_ms"], found["queued_p50_ms"]) == (1.0, 2.0)
+        assert "peak_1s_sent" not in found
+        assert "excess_sent" not in found
+
     def test_medians_are_of_the_rounds_that_have_the_figure(self) -> None:
         assert judge.medians([{"a": 1.0}, {"a": 3.0, "b": 5.0}, {"a": 2.0}]) == {"a": 2.0, "b": 5.0}
 
@@ -137,6 +156,38 @@ class TestReport:
         assert "4 requests got no answer" in text
         assert "8 nodes" not in text
 
+    def test_the_four_ways_stand_side_by_side(self) -> None:
+        def half(p50: float, **more: float) -> dict[str, float]:
+            return {"p50_ms": p50, "p99_ms": 9.0, **more}
+
+        results = {
+            (3, "half-1000", "direct"): half(0.125, p99_ms=4.0),
+            (3, "half-1000", "egressd"): half(0.5),
+            (3, "half-1000", "spool"): half(1.625, queued_p50_ms=0.75),
+            (3, "partition", "exact"): {"excess": 798.0, "cut_rate": 1.318, "lost": 2},
+        }
+        ways = report.four_ways(results, 3)
+        assert ways[0]["ways"] == {"egressd": 0.375, "spool": 1.5}
+        text = "\n".join(report.four_ways_lines(ways, 3))
+        assert "| | mesh | exact | redis | spool |" in text
+        assert "| ms to the answer above direct, median | 0.38 | - | - | 1.50 |" in text
+        assert "| the same, p99 | 5.00 | - | - | 5.00 |" in text
+        assert "| ms from acceptance to sending, median | - | - | - | 0.8 |" in text
+        assert "| 20 s partition: let through, by R | - | 1.318 | - | - |" in text
+        assert "| requests without an answer | - | 2 | - | - |" in text
+
+    def test_nothing_is_above_direct_where_direct_is_not_known(self) -> None:
+        ways = report.four_ways({(3, "half-1000", "egressd"): {"p50_ms": 0.5}}, 3)
+        assert ways == []
+        assert list(report.four_ways_lines(ways, 3)) == []
+
+    def test_what_the_ways_are_compared_by_is_measured_of_all_of_them(self) -> None:
+        by_name = {row.name: row for row in ROWS}
+        for title, row, _, form, above in report.CHOICES:
+            assert all(takes_part(kind, by_name[row], first=True) for kind in WAYS), title
+            assert form.format(1.0)
+            assert not above or takes_part(Direct, by_name[row], first=True)
+
     def test_what_is_too_large_here_is_simulated(self) -> None:
         chosen = [row for row in ROWS if row.name in ("uniform-100", "cold-100", "kill")]
         *_, line = report.simulated([2], [row._replace(seconds=2.0) for row in chosen])
@@ -153,9 +204,11 @@ class TestReport:
 
     def test_the_figure_is_a_png_where_something_was_measured(self, tmp_path: Path) -> None:
         program = (
-            "import sys; from pathlib import Path; from bench.mesh.report import plot;"
-            "from bench.mesh.rows import ROWS;"
-            "curve = {('moving', 'egressd'): [(0.0, 1), (1.0, 2)]};"
+            "import sys; from pathlib import Path; from bench.mesh.figure import plot;"
+            "from bench.mesh.lineup import CONTENDERS; from bench.mesh.rows import ROWS;"
+            "points = [(i / 20, 100 + i * 37 % 41) for i in range(520)];"
+            "curve = {(row.name, kind.name): points for row in ROWS for kind in CONTENDERS"
+            " if row.name in ('uniform-100', 'moving', 'partition') and kind.name in row.who};"
             "[plot(Path(path), 3, c, ROWS) for path, c in zip(sys.argv[1:], (curve, {}))]"
         )
         pytest.importorskip("matplotlib")
@@ -167,6 +220,7 @@ class TestReport:
         }
         subprocess.run([sys.executable, "-c", program, *map(str, paths)], env=environ, check=True)
         assert paths[0].read_bytes().startswith(b"\x89PNG")
+        assert paths[0].stat().st_size <= 200 * 1024  # for a README
         assert not paths[1].exists()
 
 
@@ -178,7 +232,7 @@ class TestContenders:
         finally:
             contender.stop()
 
-    @pytest.mark.parametrize("kind", [Egressd, StaticSplit])
+    @pytest.mark.parametrize("kind", [*WAYS, StaticSplit])
     def test_our_files_are_good(self, kind: type[Egressd], tmp_path: Path) -> None:
         path = tmp_path / "egressd.toml"
         path.write_text(self.conf(kind, tmp_path))
@@ -187,7 +241,13 @@ class TestContenders:
         parts = 3 if kind is StaticSplit else 1
         rates = [round(limit.rate.per_second * parts) for limit in limits if limit.rate]
         assert rates[:2] == [group.rate for group in GROUPS]
+        assert {limit.sync for limit in limits} == {kind.sync}
         assert (conf.mesh is None) == (kind is StaticSplit)
+        assert (conf.redis is not None) == (kind is Redis)
+        spools = [upstream.spool is not None for upstream in conf.upstream.values()]
+        assert set(spools) == {kind is Spooled}
+        if conf.spool is not None:
+            assert Path(conf.spool.path).is_relative_to(tmp_path)
 
     @pytest.mark.skipif(which("haproxy") is None, reason="haproxy is not installed")
     def test_haproxys_file_is_good(self, tmp_path: Path) -> None:
@@ -200,12 +260,34 @@ class TestContenders:
         assert done.returncode == 0, done.stderr
 
     def test_names_are_one_each(self) -> None:
-        assert len({kind.name for kind in CONTENDERS}) == 4
-        assert {kind.name for kind in CONTENDERS} == set(report.COLOURS)
+        names = [kind.name for kind in CONTENDERS]
+        assert len(set(names)) == len(names) == 8
+        assert set(COLOURS) == set(names) - {"direct"}
+        assert len({kind.title for kind in CONTENDERS}) == 8
+
+    def test_every_row_names_contenders_that_there_are(self) -> None:
+        names = {kind.name for kind in CONTENDERS}
+        for row in ROWS:
+            assert "egressd" in row.who
+            assert set(row.who) <= names
+        steady = next(row for row in ROWS if row.name == "uniform-100")
+        assert takes_part(Exact, steady, first=True)
+        assert not takes_part(Exact, steady, first=False)
+        assert takes_part(Egressd, steady, first=False)
+        assert not takes_part(Egressd, steady._replace(once=True), first=False)
+
+    def test_each_node_reaches_the_store_on_an_address_of_its_own(self, tmp_path: Path) -> None:
+        contender = Redis(Stage(tmp_path, 9, False), 3, False)
+        contender.stop()
+        stores = [link for link in contender.wires.links if link.store]
+        assert [link.host for link in stores] == ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+        confs = [contender.conf(number, contender.ports[number]) for number in range(3)]
+        for link, conf in zip(stores, confs, strict=True):
+            assert f'url = "redis://{link.host}:{link.port}/0"' in conf
 
 
 class TestWires:
-    LINKS = (Link("udp", 11), Link("udp", 12), Link("udp", 13))
+    LINKS = (Link("udp", 11, 0), Link("udp", 12, 1), Link("udp", 13, 2))
 
     def test_datagrams_are_cut_both_ways_between_groups_only(self) -> None:
         text = rules(self.LINKS, 0.0, ((0, 1), (2,)))
@@ -214,10 +296,23 @@ class TestWires:
         assert "sport 11 udp dport 12" not in text
 
     def test_streams_lose_their_answers_too(self) -> None:
-        text = rules((Link("tcp", 11), Link("tcp", 12)), 0.2, ())
+        text = rules((Link("tcp", 11, 0), Link("tcp", 12, 1)), 0.2, ())
         assert "tcp dport { 11, 12 } numgen random mod 10000 < 2000 drop" in text
         assert "tcp sport { 11, 12 } numgen random mod 10000 < 2000 drop" in text
         assert "sport" not in rules(self.LINKS, 0.05, ())
+
+    def test_a_store_is_with_the_last_group_and_gone_for_the_others(self) -> None:
+        stores = [Link("tcp", 6379, n, f"127.0.0.{2 + n}", store=True) for n in range(3)]
+        text = rules((*self.LINKS, *stores), 0.0, ((0,), (1, 2)))
+        assert "ip daddr 127.0.0.2 tcp dport 6379 drop" in text
+        assert "ip saddr 127.0.0.2 tcp sport 6379 drop" in text
+        assert "127.0.0.3" not in text
+        assert "127.0.0.4" not in text
+        assert "udp sport 11 udp dport 12 drop" in text
+        assert "6379" not in rules((*self.LINKS, *stores), 0.0, ())
+        lossy = rules((*self.LINKS, *stores), 0.05, ())
+        assert "udp dport { 11, 12, 13 } numgen" in lossy
+        assert "tcp dport { 6379 } numgen" in lossy
 
     def test_what_is_not_relayed_cannot_be_delayed(self) -> None:
         with Wires(self.LINKS, nft=False, relayed=False) as wires:
@@ -229,7 +324,8 @@ class TestWires:
 
     @pytest.mark.skipif(os.geteuid() != 0 or not which("nft"), reason="needs root and nft")
     def test_nft_takes_the_rules(self) -> None:
-        text = rules(self.LINKS, 0.05, ((0, 1), (2,)))
+        store = Link("tcp", 14, 0, "127.0.0.2", store=True)
+        text = rules((*self.LINKS, store), 0.05, ((0, 1), (2,)))
         argv = [which("nft") or "nft", "--check", "-f", "-"]
         done = subprocess.run(argv, input=text, text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -303,6 +399,14 @@ class TestOptions:
         assert (options.nodes, options.rounds) == ([2], 1)
         assert [row.name for row in options.rows] == list(run.QUICK_ROWS)
 
+    def test_several_words_may_follow_an_option(self) -> None:
+        argv = ["--nodes", "3", "5", "--rows", "kill", "pause", "--row", "moving"]
+        options = run.parsed([*argv, "--only", "egressd", "redis"])
+        assert options.nodes == [3, 5]
+        assert [row.name for row in options.rows] == ["moving", "kill", "pause"]
+        assert options.only == ["egressd", "redis"]
+        assert not options.simulate
+
     @pytest.mark.parametrize("argv", [["--nodes", "1"], ["--rounds", "0"], ["--row", "none"]])
     def test_nonsense_is_refused(self, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
@@ -316,6 +420,129 @@ class TestOptions:
             bench.stage = stage
             made = [Row("a", "a", delay_ms=1.0), Row("b", "b", loss=0.1), Row("c", "c")]
             assert [bench.needs_relay(row) for row in made] == expected
+
+
+class Broken(Contender):
+    """Starts as often as it is told to, and breaks in the rows that are named."""
+
+    name = "broken"
+    title = "broken"
+    starts: ClassVar[list[bool]] = []
+    stopped = 0
+
+    def start(self) -> None:
+        if not self.starts.pop(0):
+            raise BenchError("it does not start")
+
+    def stop(self) -> None:
+        super().stop()
+        type(self).stopped += 1
+
+
+class TestRounds:
+    ROWS = (Row("a", "a"), Row("b", "b"), Row("c", "c"))
+
+    def bench(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[run.Bench, list[str]]:
+        bench = run.Bench.__new__(run.Bench)
+        bench.stage = Stage(tmp_path, 9, False)
+        bench.notes = []
+        measured: list[str] = []
+
+        def measure(contender: Contender, row: Row, number: int) -> None:
+            if row.name == "b":
+                raise OSError("it broke")
+            measured.append(row.name)
+
+        monkeypatch.setattr(bench, "_measure", measure)
+        Broken.stopped = 0
+        return bench, measured
+
+    def rounds(self, bench: run.Bench) -> None:
+        left = list(self.ROWS)
+        while left:
+            left = bench.contend(Broken, 3, 1, False, left)
+
+    def test_who_breaks_in_a_row_is_named_and_goes_on_with_the_next(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench, measured = self.bench(tmp_path, monkeypatch)
+        Broken.starts = [True, True]
+        self.rounds(bench)
+        assert measured == ["a", "c"]
+        assert bench.notes == ["broken, 3 nodes, round 1, b: OSError('it broke')"]
+        assert Broken.stopped == 2
+
+    def test_who_does_not_start_is_named_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench, measured = self.bench(tmp_path, monkeypatch)
+        Broken.starts = [False]
+        self.rounds(bench)
+        assert measured == []
+        why = "BenchError('it does not start')"
+        assert bench.notes == [f"broken, 3 nodes, round 1, the start: {why}"]
+        assert Broken.stopped == 1
+
+    def test_who_queues_is_started_anew_for_each_row(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench, measured = self.bench(tmp_path, monkeypatch)
+        monkeypatch.setattr(Broken, "fresh", True)
+        Broken.starts = [True, True, True]
+        self.rounds(bench)
+        assert measured == ["a", "c"]
+        assert (Broken.starts, Broken.stopped) == ([], 3)
+
+    def test_three_rounds_are_expected_within_35_minutes(self, tmp_path: Path) -> None:
+        bench = run.Bench.__new__(run.Bench)
+        bench.stage = Stage(tmp_path, 9, True)
+        bench.options = run.parsed([])
+        bench.notes = []
+        assert 15 * 60 <= bench.expected_s() <= 35 * 60
+        for kind, nodes, chosen in bench.plan():
+            assert nodes == 3 or kind is Egressd
+            assert chosen
+
+    def test_descendants_are_found(self) -> None:
+        known = {pid: Stat(parent, 0, 0) for pid, parent in ((2, 1), (3, 2), (4, 9), (5, 3))}
+        assert machine.family_of(2, known) == [2, 3, 5]
+
+
+def running(folder: Path) -> list[int]:
+    """The processes that have that folder in their command line or environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
+        except OSError:  # it ended meanwhile
+            continue
+        if str(folder).encode() in told and int(path.name) != os.getpid():
+            found.append(int(path.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """Under load, with a relay: origin, load and nodes end, and what was measured is printed."""
+    argv = [sys.executable, "-m", "bench.mesh.run", "--no-namespace", "--nodes", "2",
+            "--only", "egressd", "--rows", "half-1000", "loss-5", "kill"]  # fmt: skip
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TMPDIR": str(tmp_path)}
+    with (tmp_path / "err").open("wb") as err:
+        process = subprocess.Popen(
+            argv, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=err, process_group=0
+        )
+    try:
+        until(lambda: b"half-1000" in (tmp_path / "err").read_bytes(), 90.0, "a row is measured")
+        os.killpg(process.pid, number)  # as a terminal does it
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == run.INTERRUPTED, (tmp_path / "err").read_text()
+    assert b"| R=B=1000, half of it offered |" in out
+    assert b"note: interrupted in round 1" in out
+    until(lambda: not running(tmp_path), 5.0, "nothing is left")
 
 
 @pytest.mark.slow

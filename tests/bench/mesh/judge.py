@@ -16,6 +16,7 @@ from peers.sim import excess, ideal, peak
 __all__ = ["SECOND", "judged", "medians", "passes", "percentile", "sliding_sum"]
 
 SECOND = 1_000_000_000
+ACCEPTED = 202
 
 
 def passes(value: float, target: float, at_least: bool) -> bool:
@@ -31,12 +32,16 @@ def judged(
 ) -> dict[str, float]:
     """Figures of one run. `requests` are the load's (sent_ns, target, status, done_ns), `stamps`
     the origin's (arrived_ns, sent_ns); a window that is longer than the run is left out. What got
-    neither 200 nor 429 is lost, and counted by its status."""
-    arrived = [stamp[0] for stamp in stamps]
-    sent = [stamp[1] for stamp in stamps]
+    neither 200 nor 429 is lost, and counted by its status. Of what was accepted to be sent later
+    (202) arrival alone says what the limit did."""
     asked = [request[0] for request in requests]
     begin_ns = min(asked, default=0)
-    best = ideal(asked, rate, burst, 0, begin_ns + int(seconds * SECOND))
+    end_ns = begin_ns + int(seconds * SECOND)
+    accepted = {sent: done for sent, _, status, done in requests if status == ACCEPTED}
+    if accepted:  # the rest of a queue is sent later
+        stamps = [stamp for stamp in stamps if stamp[0] < end_ns]
+    arrived = [stamp[0] for stamp in stamps]
+    best = ideal(asked, rate, burst, 0, end_ns)
     found: dict[str, float] = {
         "asked": len(asked),
         "admitted": len(stamps),
@@ -44,14 +49,22 @@ def judged(
         "lost": 0,
     }
     for _, _, status, _ in requests:
-        if status not in (200, 429):  # 0: no answer at all
+        if status not in (200, ACCEPTED, 429):  # 0: no answer at all
             found["lost"] += 1
             found[f"status_{status}"] = found.get(f"status_{status}", 0) + 1
-    took_ms = [(done - begun) / 1e6 for begun, _, status, done in requests if status == 200]
-    if took_ms:
-        found["p50_ms"] = percentile(took_ms, 50)
-        found["p99_ms"] = percentile(took_ms, 99)
-    for name, times in (("", arrived), ("_sent", sent)):
+    took_ms = [
+        (done - begun) / 1e6 for begun, _, status, done in requests if status in (200, ACCEPTED)
+    ]
+    # Sending may begin a moment before the client has read its 202.
+    queued_ms = [max(0, at - accepted[sent]) / 1e6 for at, sent in stamps if sent in accepted]
+    for name, values in (("", took_ms), ("queued_", queued_ms)):
+        if values:
+            found[f"{name}p50_ms"] = percentile(values, 50)
+            found[f"{name}p99_ms"] = percentile(values, 99)
+    judges = [("", arrived)]
+    if not accepted:
+        judges.append(("_sent", [stamp[1] for stamp in stamps]))
+    for name, times in judges:
         for length in (1, 10):
             if seconds >= length:
                 allowed = rate * length + burst

@@ -40,6 +40,7 @@ class Spec(NamedTuple):
     burst: int
     seed: int
     warm: int = 8
+    fields: str = ""  # further lines of each request's head
 
 
 def due(spec: Spec) -> list[tuple[int, int]]:
@@ -132,7 +133,8 @@ class Load:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.head = (
-            f"GET {spec.path} HTTP/1.1\r\nHost: {spec.host}\r\n".encode() + b"X-Sent: %d\r\n\r\n"
+            f"GET {spec.path} HTTP/1.1\r\nHost: {spec.host}\r\n{spec.fields}".encode()
+            + b"X-Sent: %d\r\n\r\n"
         )
         self.idle: list[list[Connection]] = [[] for _ in spec.targets]
         self.open = [0] * len(spec.targets)

@@ -1,21 +1,19 @@
-"""Tables and figure of what was measured: each cell beside its target."""
+"""Tables of what was measured: each cell beside its target, and the ways to choose from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.mesh.contenders import CONTENDERS
 from bench.mesh.judge import passes
+from bench.mesh.lineup import CONTENDERS, WAYS
 from bench.mesh.rows import Row, Target
 
 from peers.sim import simulate
 
-__all__ = ["lines", "plot", "simulated", "verdict"]
+__all__ = ["four_ways", "four_ways_lines", "lines", "simulated", "verdict"]
 
 Results = Mapping[tuple[int, str, str], Mapping[str, float]]
-COLOURS = {"egressd": "#1f4e79", "haproxy": "#c0392b", "static": "#7f8c8d", "redis": "#2e8b57"}
 QUIET = 0.05  # above, others had so much of the machine that timers were late for their sake
 SHARE_MAX = 1.02  # arrivals that were under way at the end, and half a percent of chance
 # What is shown of a figure: its name, and how to print it.
@@ -26,6 +24,10 @@ FORMATS = {
     "excess": ("tokens over R·w+B", "{:.1f}"),
     "p50_ms": ("ms for an admitted request, median", "{:.1f}"),
     "p99_ms": ("the same, p99", "{:.1f}"),
+    "queued_p50_ms": ("ms from acceptance to sending, median", "{:.1f}"),
+    "queued_p99_ms": ("the same, p99", "{:.1f}"),
+    "cut_rate": ("let through while cut, by R", "{:.3f}"),
+    "first_ms": ("ms until the first is paused, median", "{:.1f}"),
     "paused_ms": ("ms until the last is paused, median", "{:.1f}"),
     "paused_ms_p99": ("the same, p99", "{:.1f}"),
     "after": ("sent after the 429, per pause", "{:.2f}"),
@@ -97,50 +99,83 @@ def lines(results: Results, rows: Sequence[Row], nodes: Sequence[int]) -> Iterat
         yield f"{lost} requests got no answer (those at a killed node among them)"
 
 
-def simulated(nodes: Sequence[int], rows: Sequence[Row]) -> Iterator[str]:
-    """The rows that `egressd sim` can do, in virtual time, for meshes that are too large here."""
+# The rows of the table of ways: what it says, the row and the figure it is from, and how it is
+# printed. "above direct" is the difference to the same figure without a node.
+CHOICES = (
+    ("ms to the answer above direct, median", "half-1000", "p50_ms", "{:.2f}", True),
+    ("the same, p99", "half-1000", "p99_ms", "{:.2f}", True),
+    ("ms from acceptance to sending, median", "half-1000", "queued_p50_ms", "{:.1f}", False),
+    ("the same, p99", "half-1000", "queued_p99_ms", "{:.1f}", False),
+    ("twice the rate: peak 1 s by R·w+B", "uniform-100", "peak_1s", "{:.3f}", False),
+    ("peak 10 s", "uniform-100", "peak_10s", "{:.3f}", False),
+    ("share of ideal", "uniform-100", "share", "{:.3f}", False),
+    ("ms to the answer, p99", "uniform-100", "p99_ms", "{:.1f}", False),
+    ("ms from acceptance to sending, p99", "uniform-100", "queued_p99_ms", "{:.0f}", False),
+    ("cold start: tokens over R·w+B", "cold-100", "excess", "{:.1f}", False),
+    ("20 s partition: let through, by R", "partition", "cut_rate", "{:.3f}", False),
+    ("tokens over R·w+B", "partition", "excess", "{:.1f}", False),
+    ("ms to the answer, p99", "partition", "p99_ms", "{:.1f}", False),
+    ("requests without an answer", "partition", "lost", "{:.0f}", False),
+)
+
+
+def four_ways(results: Results, nodes: int) -> list[dict[str, Any]]:
+    """Each line of the table, with the figures by way; a way that has none is left out.
+    Milliseconds "above direct" need the direct row of the same run."""
+    found: list[dict[str, Any]] = []
+    for title, row, figure, form, above in CHOICES:
+        direct = results.get((nodes, row, "direct"), {}).get(figure) if above else 0.0
+        values: dict[str, float] = {}
+        for kind in WAYS:
+            value = results.get((nodes, row, kind.name), {}).get(figure)
+            if value is not None and direct is not None:
+                values[kind.name] = value - direct
+        if values:
+            found.append({"title": title, "row": row, "figure": figure, "format": form,
+                          "ways": values})  # fmt: skip
+    return found
+
+
+def four_ways_lines(ways: Sequence[Mapping[str, Any]], nodes: int) -> Iterator[str]:
+    """The block "The four ways", ready for the README."""
+    if not ways:
+        return
+    yield ""
+    yield f"The four ways ({nodes} nodes; latency at half of R=B=1000, the rest at twice R=B=100)"
+    yield ""
+    yield "| | " + " | ".join(kind.title.removeprefix("egressd ") for kind in WAYS) + " |"
+    yield "|---|" + "---:|" * len(WAYS)
+    for line in ways:
+        cells = [
+            line["format"].format(line["ways"][kind.name]) if kind.name in line["ways"] else "-"
+            for kind in WAYS
+        ]
+        yield f"| {line['title']} | " + " | ".join(cells) + " |"
+
+
+def simulated(
+    nodes: Sequence[int], rows: Sequence[Row], mapped: Callable[..., Iterable[str]] = map
+) -> Iterator[str]:
+    """The rows that `egressd sim` can do, in virtual time, for meshes that are too large here.
+    `mapped` runs them, in order: several at once where it can."""
     yield ""
     yield "in virtual time (egressd sim, seed 1)"
     yield ""
     yield "| row | nodes | peak 1 s | peak 10 s | share of ideal | tokens over (the bound) |"
     yield "|---|---:|---:|---:|---:|---:|"
-    for row in rows:
-        if row.event or row.shape == "cold":
-            continue
-        for count in nodes:
-            found = simulate(
-                count, row.group.rate, row.group.burst, row.loss, row.delay_ms or 1.0,
-                row.overload, row.seconds, shape=row.shape,
-            )  # fmt: skip
-            yield (
-                f"| {row.title} | {count} | {found.peak_1s:.3f} | {found.peak_10s:.3f} | "
-                f"{found.share_of_ideal:.3f} | {found.excess:.1f} ({found.excess_bound:.1f}) |"
-            )
+    cases = [
+        (row, count) for row in rows for count in nodes if not row.event and row.overload > 1.0
+    ]
+    yield from mapped(_simulated_line, cases)
 
 
-def plot(
-    path: Path, nodes: int, curves: Mapping[tuple[str, str], list[Any]], rows: Sequence[Row]
-) -> None:
-    """The sum of all nodes in the sliding second over time, a panel for each row."""
-    from matplotlib.figure import Figure
-
-    shown = [row for row in rows if any(key[0] == row.name for key in curves)]
-    if not shown:
-        return
-    figure = Figure(figsize=(9, 2.6 * len(shown)), layout="constrained")
-    for axes, row in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
-        for kind in CONTENDERS:
-            curve = curves.get((row.name, kind.name))
-            if curve:
-                times, sums = zip(*curve, strict=True)
-                axes.plot(times, sums, label=kind.title, color=COLOURS[kind.name], linewidth=1.1)
-        allowed = row.group.rate + row.group.burst
-        axes.axhline(allowed, color="black", linestyle="--", linewidth=0.8, label="rate + burst")
-        axes.axhline(row.group.rate, color="black", linestyle=":", linewidth=0.8, label="rate")
-        axes.set_title(f"{nodes} nodes, {row.title}", fontsize=9)
-        axes.set_ylabel("arrivals in 1 s")
-        axes.set_ylim(bottom=0)
-    axes.set_xlabel("seconds")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=110)
+def _simulated_line(case: tuple[Row, int]) -> str:
+    row, count = case
+    found = simulate(
+        count, row.group.rate, row.group.burst, row.loss, row.delay_ms or 1.0,
+        row.overload, row.seconds, shape=row.shape,
+    )  # fmt: skip
+    return (
+        f"| {row.title} | {count} | {found.peak_1s:.3f} | {found.peak_10s:.3f} | "
+        f"{found.share_of_ideal:.3f} | {found.excess:.1f} ({found.excess_bound:.1f}) |"
+    )

@@ -6,34 +6,46 @@ Targets are those of the design (peers/PROTOCOL.md section 6 has the bound they 
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bench.mesh.contenders import (
     GROUPS,
     PAUSE_GROUP,
     Contender,
-    Egressd,
     Group,
     Recorder,
     launched,
 )
 from bench.mesh.judge import SECOND, judged, percentile
+from bench.mesh.ours import Egressd
 from bench.process import BenchError
 from fakes.nodes import until
 
 from peers.shapes import steps_of
 
-__all__ = ["ROWS", "Measured", "Row", "measure"]
+__all__ = ["PARTITION", "ROWS", "SETTLE_SECONDS", "Measured", "Row", "measure"]
 
 HUNDRED, THOUSAND = GROUPS
 # A cold start costs some 20 tokens, 2 % of 11 s at 100/s: a steady load must be longer to be one.
-STEADY_SECONDS = 16.0
-PARTITION_SECONDS = 20.0
+STEADY_SECONDS = 15.0
+# A cut begins when all are under way, lasts so long, and has some time to heal. It need not wait
+# until peers' rates, averages over 3 s, are known to 2 %: `peers.core` corrects short averages.
+PARTITION = (4.0, 20.0, 2.0)
+SETTLE_SECONDS = 2.0  # round trips are measured anew, by those who do
+LOAD_ENDS_SECONDS = (
+    60.0  # what a load may take beyond its time, connections and last answers included
+)
 # Asking all nodes whether they are paused costs each a request: not while they are about to be.
 SETTLED_SECONDS = 0.1
-PAUSES = 5  # of one round; a pause lasts one second, and its trial and closing some more
+PAUSES = 5  # of one round
+PAUSE_SECONDS = 2.2  # a pause lasts one; its trial, closing and the questions took 0.1 more
+
+MESH = ("egressd",)
+WAYS = (*MESH, "exact", "redis", "spool")
+STORES = ("haproxy", "gcra")  # rivals whose nodes tell each other something
 
 
 class Target(NamedTuple):
@@ -45,8 +57,8 @@ class Target(NamedTuple):
 
 
 class Row(NamedTuple):
-    """`loss`, `delay_ms` and `event` are what befalls the nodes. `only_ours`: the others would tell
-    nothing new, or have no such thing."""
+    """`loss`, `delay_ms` and `event` are what befalls the nodes. `who` takes part: the others would
+    tell nothing new, or have no such thing. `once`: with the first number of nodes only."""
 
     name: str
     title: str
@@ -57,15 +69,30 @@ class Row(NamedTuple):
     loss: float = 0.0
     delay_ms: float = 0.0
     event: str = ""
-    only_ours: bool = False
+    who: tuple[str, ...] = MESH
+    once: bool = False
+
+    @property
+    def disturbs(self) -> bool:
+        """Whether something befalls the words between the nodes."""
+        return bool(self.loss or self.delay_ms or self.event == "partition")
+
+    def settles(self, kind: type[Contender]) -> bool:
+        """Whether the load has to wait until round trips are measured."""
+        return bool(self.loss or self.delay_ms) and issubclass(kind, Egressd)
 
     def targets(self, nodes: int) -> list[Target]:
         group = self.group
         if self.event == "pause":
             return [Target("paused_ms", 3.0), Target("paused_ms_p99", 30.0),
-                    Target("after", 1.0), Target("trials", 1.0)]  # fmt: skip
+                    Target("first_ms", None), Target("after", 1.0),
+                    Target("trials", 1.0)]  # fmt: skip
         if self.event == "partition":
-            return [Target("excess", 0.6 * group.rate)]
+            return [Target("excess", 0.6 * group.rate), Target("cut_rate", None),
+                    Target("p99_ms", None)]  # fmt: skip
+        if self.overload < 1.0 and self.shape != "cold":
+            return [Target("p50_ms", None), Target("p99_ms", None),
+                    Target("queued_p50_ms", None), Target("queued_p99_ms", None)]  # fmt: skip
         if self.shape == "cold" or self.event == "kill":
             return [Target("excess", nodes + 0.1 * group.burst)]
         if self.shape == "moving":
@@ -77,31 +104,40 @@ class Row(NamedTuple):
             Target("share", 0.97 if hard else 0.98, at_least=True),
             Target("p50_ms", None),
             Target("p99_ms", None),
+            Target("queued_p50_ms", None),
+            Target("queued_p99_ms", None),
         ]
 
 
 ROWS = (
-    Row("uniform-100", "R=B=100, uniform", seconds=STEADY_SECONDS),
-    Row("skew-100", "R=B=100, 70/20/10", shape="skew", seconds=STEADY_SECONDS),
-    Row("uniform-1000", "R=B=1000, uniform", group=THOUSAND, only_ours=True),
-    Row("skew-1000", "R=B=1000, 70/20/10", group=THOUSAND, shape="skew", only_ours=True),
-    Row("cold-100", "cold start: B+1 at each node in 5 ms", shape="cold", overload=0.0, seconds=2),
-    Row("loss-5", "5 % loss, uniform", loss=0.05, only_ours=True),
-    Row("loss-20", "20 % loss, uniform", loss=0.2),
-    Row("delay-40", "40 ms one way, uniform", delay_ms=40.0),
-    Row("moving", "load moves every 5 s", shape="moving", seconds=15.0),
-    Row("partition", "20 s partition in halves", event="partition", seconds=34.0, only_ours=True),
-    Row("kill", "kill -9 and restart of a node", event="kill", seconds=9.0, only_ours=True),
+    Row("uniform-100", "R=B=100, uniform", seconds=STEADY_SECONDS, who=(*WAYS, *STORES)),
+    Row("skew-100", "R=B=100, 70/20/10", shape="skew", seconds=STEADY_SECONDS,
+        who=(*MESH, "static")),
+    Row("half-1000", "R=B=1000, half of it offered", group=THOUSAND, overload=0.5, seconds=6.0,
+        who=(*WAYS, "direct"), once=True),
+    Row("uniform-1000", "R=B=1000, uniform", group=THOUSAND),
+    Row("skew-1000", "R=B=1000, 70/20/10", group=THOUSAND, shape="skew"),
+    Row("cold-100", "cold start: B+1 at each node in 5 ms", shape="cold", overload=0.0, seconds=2,
+        who=(*WAYS, *STORES, "static")),
+    Row("loss-5", "5 % loss, uniform", loss=0.05),
+    Row("loss-20", "20 % loss, uniform", loss=0.2, who=(*MESH, *STORES)),
+    Row("delay-40", "40 ms one way, uniform", delay_ms=40.0, who=(*MESH, *STORES)),
+    Row("moving", "load moves every 5 s", shape="moving", seconds=15.0,
+        who=(*MESH, "haproxy", "static")),
+    Row("partition", "20 s partition in halves", event="partition", seconds=sum(PARTITION),
+        who=WAYS),
+    Row("kill", "kill -9 and restart of a node", event="kill", seconds=9.0),
     Row("pause", "first 429, 100/s over all nodes", group=PAUSE_GROUP, event="pause",
-        overload=100 / PAUSE_GROUP.rate, seconds=PAUSES * 3.5, only_ours=True),
+        overload=100 / PAUSE_GROUP.rate, seconds=PAUSES * PAUSE_SECONDS),
 )  # fmt: skip
 
 
 class Event(NamedTuple):
-    """What was measured while it happened, and when the origin said 429."""
+    """What was measured while it happened, when the origin said 429, and when a cut was."""
 
     figures: dict[str, float]
-    paused: list[int]
+    paused: tuple[int, ...] = ()
+    cut: tuple[int, int] | None = None
 
 
 class Measured(NamedTuple):
@@ -117,6 +153,7 @@ def measure(contender: Contender, origin: Recorder, row: Row, cell: str, seed: i
     steps = steps_of("uniform" if row.shape == "cold" else row.shape, contender.nodes, row.seconds)
     cold = row.shape == "cold"
     spec = {
+        "fields": contender.fields,
         "targets": contender.addresses,
         "host": "bench.internal",
         "path": f"{row.group.path}{cell}",
@@ -129,47 +166,64 @@ def measure(contender: Contender, origin: Recorder, row: Row, cell: str, seed: i
         "seed": seed,
         "warm": row.group.burst + 1 if cold else 16,
     }
-    load = launched(spec)
-    assert load.stdin is not None
-    assert load.stdout is not None
-    try:
-        contender.wires.set(loss=row.loss, delay_ms=row.delay_ms)
-        if row.loss or row.delay_ms:
-            time.sleep(2.0)  # round trips are measured anew
-        load.stdin.write("go\n")
-        load.stdin.flush()
-        event = EVENTS[row.event](contender, origin, cell) if row.event else Event({}, [])
-        line = load.stdout.readline()
-    finally:
-        contender.wires.calm()
-        load.kill()
-        load.communicate()
+    line, event = _under_load(contender, origin, row, cell, spec)
     if not line:
-        raise BenchError(f"{row.name}: the load ended without a report")
+        raise BenchError("the load ended without a report")
     report = json.loads(line)
     requests = report["requests"]
     stamps = origin.ask("take", cell)
-    if not requests or not isinstance(stamps, list):
-        raise BenchError(f"{row.name}: nothing was measured")
+    if not requests or not isinstance(stamps, list) or not stamps:
+        raise BenchError("nothing was measured")
     figures = judged(requests, stamps, row.group.rate, row.group.burst, row.seconds)
     figures["late_ms"] = report["late_ms"]
     figures["skipped"] = report["skipped"]
     figures |= event.figures
+    arrived = [stamp[0] for stamp in stamps]
     if event.paused:
         figures["after"] = sent_after(stamps, event.paused)
-    return Measured(figures, min(r[0] for r in requests), [stamp[0] for stamp in stamps])
+    if event.cut is not None:
+        begin_ns, end_ns = event.cut
+        let_through = sum(begin_ns <= at < end_ns for at in arrived)
+        figures["cut_rate"] = let_through * SECOND / (end_ns - begin_ns) / row.group.rate
+    return Measured(figures, min(r[0] for r in requests), arrived)
+
+
+def _under_load(
+    contender: Contender, origin: Recorder, row: Row, cell: str, spec: dict[str, Any]
+) -> tuple[str, Event]:
+    """The load's report, and what happened meanwhile. A load that hangs is ended by a timer."""
+    load = launched(spec)
+    assert load.stdin is not None
+    assert load.stdout is not None
+    watchdog = threading.Timer(SETTLE_SECONDS + row.seconds + LOAD_ENDS_SECONDS, load.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        contender.wires.set(loss=row.loss, delay_ms=row.delay_ms)
+        if row.settles(type(contender)):
+            time.sleep(SETTLE_SECONDS)
+        load.stdin.write("go\n")
+        load.stdin.flush()
+        event = EVENTS[row.event](contender, origin, cell) if row.event else Event({})
+        return load.stdout.readline(), event
+    finally:
+        watchdog.cancel()
+        load.kill()
+        load.communicate()
+        contender.wires.calm()
 
 
 def _partition(contender: Contender, origin: Recorder, cell: str) -> Event:
-    """Peers' rates are averages over 3 s, known to 2 % after 12: by so much is wrong what a side
-    charges for the far one. Two seconds more are for the healing."""
-    time.sleep(12.0)
+    before, cut, _ = PARTITION
+    time.sleep(before)
     half = contender.nodes // 2
     numbers = list(range(contender.nodes))
     contender.wires.set(groups=(numbers[:half], numbers[half:]))
-    time.sleep(PARTITION_SECONDS)
+    begin_ns = time.monotonic_ns()
+    time.sleep(cut)
+    end_ns = time.monotonic_ns()
     contender.wires.calm()
-    return Event({}, [])
+    return Event({}, cut=(begin_ns, end_ns))
 
 
 def _kill(contender: Contender, origin: Recorder, cell: str) -> Event:
@@ -183,7 +237,7 @@ def _kill(contender: Contender, origin: Recorder, cell: str) -> Event:
     node.wait_ready()
     ready_s = time.monotonic() - begun
     contender.wait_joined()
-    return Event({"restart_s": ready_s}, [])
+    return Event({"restart_s": ready_s})
 
 
 def _pause(contender: Contender, origin: Recorder, cell: str) -> Event:
@@ -200,6 +254,7 @@ def _pause(contender: Contender, origin: Recorder, cell: str) -> Event:
     until(lambda: all(b["state"] == "closed" for b in breakers()), 10.0, "breakers are closed")
     before = trials()
     took_ms: list[float] = []
+    first_ms: list[float] = []
     paused: list[int] = []
     for _ in range(PAUSES):
         origin.ask("refuse", cell)
@@ -212,17 +267,20 @@ def _pause(contender: Contender, origin: Recorder, cell: str) -> Event:
             lambda said=refused_ns: all(b["opened_ns"] > said for b in breakers()),
             5.0, "all nodes are paused",
         )  # fmt: skip
-        took_ms.append((max(b["opened_ns"] for b in breakers()) - refused_ns) / 1e6)
+        opened = [(b["opened_ns"] - refused_ns) / 1e6 for b in breakers()]
+        took_ms.append(max(opened))
+        first_ms.append(min(opened))
         until(lambda: all(b["state"] == "closed" for b in breakers()), 10.0, "it is over")
     figures = {
         "paused_ms": percentile(took_ms, 50),
         "paused_ms_p99": percentile(took_ms, 99),
+        "first_ms": percentile(first_ms, 50),
         "trials": (trials() - before) / PAUSES,
     }
-    return Event(figures, paused)
+    return Event(figures, tuple(paused))
 
 
-def sent_after(stamps: list[list[int]], paused: list[int]) -> float:
+def sent_after(stamps: Sequence[Sequence[int]], paused: Sequence[int]) -> float:
     """Requests a pause that their clients sent after the 429 was written and that still arrived
     before its second was over: those were not in flight."""
     late = sum(

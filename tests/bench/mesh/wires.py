@@ -26,10 +26,14 @@ _TABLE = "egressd_bench"
 
 
 class Link(NamedTuple):
-    """Where a node (or a store) hears the others: "udp" or "tcp", and its port on loopback."""
+    """Where a node hears the others: "udp" or "tcp", and its port on loopback. Or, with `store`,
+    where the node of that number reaches a store, on an address of loopback that is its own."""
 
     protocol: str
     port: int
+    node: int
+    host: str = "127.0.0.1"
+    store: bool = False
 
 
 def in_namespace() -> bool:
@@ -53,25 +57,33 @@ def enter_namespace() -> str:
 
 
 def rules(links: Sequence[Link], loss: float, groups: Sequence[Sequence[int]]) -> str:
-    """An nftables ruleset: `loss` on all links, and none passes between groups.
+    """An nftables ruleset: `loss` on all links, and none passes between groups. A store is on the
+    side of the last group.
 
     It is in the hook of what arrives: a drop on the way out would be told to the sender.
     """
     lines = []
     group = {number: g for g, numbers in enumerate(groups) for number in numbers}
-    for number, link in enumerate(links):
-        for other, source in enumerate(links):
-            if group.get(number) != group.get(other):
+    nodes = [link for link in links if not link.store]
+    for link in nodes:
+        for source in nodes:
+            if group.get(link.node) != group.get(source.node):
                 # Datagrams name both ends; of a stream nobody sees which node began it.
                 lines.append(
                     f"{link.protocol} sport {source.port} {link.protocol} dport {link.port} drop"
                 )
-    ports = ", ".join(str(link.port) for link in links)
-    if loss and links:
+    for link in links:
+        if link.store and groups and group.get(link.node) != len(groups) - 1:
+            lines.append(f"ip daddr {link.host} {link.protocol} dport {link.port} drop")
+            lines.append(f"ip saddr {link.host} {link.protocol} sport {link.port} drop")
+    if loss:
         chance = f"numgen random mod 10000 < {round(loss * 10000)} drop"
-        lines.append(f"{links[0].protocol} dport {{ {ports} }} {chance}")
-        if links[0].protocol == "tcp":  # its answers, which datagrams do not have
-            lines.append(f"tcp sport {{ {ports} }} {chance}")
+        for protocol in sorted({link.protocol for link in links}):
+            ports = sorted({link.port for link in links if link.protocol == protocol})
+            named = ", ".join(map(str, ports))
+            lines.append(f"{protocol} dport {{ {named} }} {chance}")
+            if protocol == "tcp":  # its answers, which datagrams do not have
+                lines.append(f"{protocol} sport {{ {named} }} {chance}")
     body = "\n".join(f"    {line}" for line in lines)
     return f"""table inet {_TABLE} {{
   chain arriving {{
@@ -86,21 +98,18 @@ class Wires:
     """The links of one contender. Use as a context manager."""
 
     def __init__(self, links: Sequence[Link], nft: bool, relayed: bool) -> None:
-        self._links = list(links)
+        self.links = list(links)
         self._nft = nft
         self._relay: Relay | None = None
         self._stack = ExitStack()
-        self._fronts = [link.port for link in self._links]
-        if relayed and self._links:
-            self._fronts = [free_port() for _ in self._links]
+        self._fronts = [(link.host, link.port) for link in self.links]
+        if relayed and self.links:
+            self._fronts = [("127.0.0.1", free_port()) for _ in self.links]
 
     def __enter__(self) -> Wires:
-        backs = [link.port for link in self._links]
+        backs = [(link.host, link.port) for link in self.links]
         if self._fronts != backs:
-            pairs = [
-                (("127.0.0.1", front), ("127.0.0.1", back))
-                for front, back in zip(self._fronts, backs, strict=True)
-            ]
+            pairs = list(zip(self._fronts, backs, strict=True))
             self._relay = self._stack.enter_context(Relay(pairs))
         return self
 
@@ -110,16 +119,20 @@ class Wires:
 
     def front(self, number: int) -> int:
         """The port that others use to reach this link."""
+        return self._fronts[number][1]
+
+    def address(self, number: int) -> tuple[str, int]:
+        """The same with its host, for a store's link."""
         return self._fronts[number]
 
     def can(self, *, delay: bool = False) -> bool:
         """Whether what is asked can be done to these links."""
-        if not self._links:
+        if not self.links:
             return True  # nothing is told, nothing is lost
         if delay:
             return self._relay is not None
         if self._relay is not None:
-            return self._links[0].protocol == "udp"
+            return all(link.protocol == "udp" for link in self.links)
         return self._nft
 
     def set(
@@ -130,10 +143,10 @@ class Wires:
             self._relay.set(delay_ms=delay_ms, loss=loss, groups=groups)
         elif self._nft:
             drop = f"table inet {_TABLE} {{}}\ndelete table inet {_TABLE}\n"
-            text = drop + (rules(self._links, loss, groups) if loss or groups else "")
+            text = drop + (rules(self.links, loss, groups) if loss or groups else "")
             subprocess.run([which("nft") or "nft", "-f", "-"], input=text, text=True, check=True)
 
     def calm(self) -> None:
         """Everything passes again."""
-        if self._links:
+        if self.links:
             self.set()
