@@ -158,13 +158,14 @@ def forward_response(head: ResponseHead, via: bytes, trailers: bool) -> Fields:
     if not head.connection <= _PLAIN_OPTIONS:
         fields = _without(fields, head.connection - _PLAIN_OPTIONS - _NEVER_REMOVED)
     status = head.status
-    if status < 200 or status == 204 or status == 205:
+    if status < 200 or status == 204:
         # RFC 9110 section 8.6: no Content-Length in 1xx and 204.
         fields = [field for field in fields if kind_of[field[0]] != names.CONTENT_LENGTH]
-        if status == 205:
-            # It has no content (RFC 9110 section 15.3.6), but of all statuses without any it is the
-            # one that a client does not know it of (RFC 9112 section 6.3): only a length says so.
-            fields.append((b"Content-Length", b"0"))
+    elif status == 205 and (b"Content-Length", b"0") not in fields:
+        # It has no content (RFC 9110 section 15.3.6), but of all statuses without any it is the one
+        # that a client does not know it of (RFC 9112 section 6.3): only a length says so.
+        fields = [field for field in fields if kind_of[field[0]] != names.CONTENT_LENGTH]
+        fields.append((b"Content-Length", b"0"))
     fields.append((b"Via", via))
     return fields
 
