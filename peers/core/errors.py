@@ -27,6 +27,7 @@ class Drop(enum.Enum):
     UNKNOWN_BOOT = "unknown_boot"  # a life that has not yet answered a challenge
     DUPLICATE_NAME = "duplicate_name"  # a second live node under one name
     MEMBERS_FULL = "members_full"  # one member more than `members_max`
+    UNREAD = "unread"  # the socket's buffer was full: the kernel dropped it, good or bad
 
 
 class ConfigError(ValueError):

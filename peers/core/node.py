@@ -59,8 +59,8 @@ class Node:
     """A member. `now_ns` is monotonic and never goes back; `boot_ms` is Unix time in ms at start,
     and orders this node's lives; `chance` should be seeded by the operating system.
 
-    `drops` counts what was not taken, by reason. `on_wake` is called when local work made
-    `next_wake_ns` earlier (a limit that was idle is used, a breaker opened): a driver re-arms.
+    `drops` counts what was not taken, by reason ("unread" is the driver's to count). `on_wake` is
+    called when local work made `next_wake_ns` earlier (a limit is used, a breaker opened).
     """
 
     def __init__(self, config: Config, chance: Chance, now_ns: int, boot_ms: int) -> None:
@@ -74,7 +74,7 @@ class Node:
         node = node_id(config.cluster, config.name)
         self._cluster = cluster_label(config.cluster)
         self._chance = chance
-        self._events: list[Event] = []
+        events = self._events = list[Event]()
         self._seq = 0
         self._now_ns = now_ns
         salt = boot_ms.to_bytes(8, "big")[-6:] + chance.getrandbits(48).to_bytes(6, "big")
@@ -95,14 +95,7 @@ class Node:
         self._prober = Prober(config, self._members, self._delay, self._outbox, chance, now_ns)
         self._demands = Demands(self._members, self._outbox, self._events, now_ns)
         self._breakers = Breakers(
-            config,
-            self._members,
-            self._outbox,
-            self._demands,
-            chance,
-            self._events,
-            boot_ms,
-            now_ns,
+            config, self._members, self._outbox, self._demands, chance, events, boot_ms, now_ns
         )
         self._snapshots = Snapshots(self._members, self._counters, self._seal, chance)
         self._version = 0
@@ -135,12 +128,16 @@ class Node:
     def receive_datagram(self, data: bytes, source: Address, now_ns: int) -> bool:
         """Takes a datagram in. Never raises; what is wrong with it is counted in `drops`.
 
-        False: there is nothing to send or to hand on, and no timer to set. It was dropped without
-        an answer, or told of counters that nobody waits for (five of six datagrams under load).
+        False: nothing is to be sent, handed on or timed. It was dropped without an answer, or
+        told of counters that nobody waits for (five of six datagrams under load).
         """
         self._now_ns = now_ns
         self.datagrams_received += 1
         self.bytes_received += len(data)
+        fault = self._receiver.fault(data, source, DATAGRAM_BYTES_MAX)
+        if fault is not None:
+            self.drops[fault.value] += 1
+            return False
         try:
             quiet = self._receiver.receive(data, source, now_ns)
         except DropError as error:
@@ -274,11 +271,12 @@ class Node:
         False where no member of that name is dead.
         """
         node = self._members.forget(name, self._now_ns)
-        if node is not None:
-            self._gone(node)
-            self._slow_wake_ns = None
-            self._after_work()
-        return node is not None
+        if node is None:
+            return False
+        self._gone(node)
+        self._slow_wake_ns = None
+        self._after_work()
+        return True
 
     # -- counters
 
@@ -538,11 +536,9 @@ class Node:
 
     def _retune(self) -> None:
         members = self._members
-        delay_ns = self._delay.p99_ns()
-        surroundings = Surroundings(
-            members.live_count, members.known_count, delay_ns, members.dead()
+        surroundings = self._surroundings = Surroundings(
+            members.live_count, members.known_count, self._delay.p99_ns(), members.dead()
         )
-        self._surroundings = surroundings
         self._counters.retune(surroundings)
         self._desk.retune(surroundings, self._now_ns)
 

@@ -23,7 +23,7 @@ from peers.core.members import Member, Members, Update
 from peers.core.outbox import Outbox
 from peers.core.probe import Prober
 from peers.core.sessions import ReplayWindow, Sessions
-from peers.core.wire import DATAGRAM_BYTES_MAX, ENTRY_KINDS, Frame, Kind, Payload, unpack
+from peers.core.wire import ENTRY_KINDS, Frame, Kind, Payload, unpack
 
 __all__ = ["Receiver"]
 
@@ -100,9 +100,20 @@ class Receiver:
 
     def open(self, data: bytes, source: Address, bytes_max: int) -> tuple[Opened, Payload]:
         """What is in a datagram or record of this cluster. Raises DropError."""
+        fault = self.fault(data, source, bytes_max)
+        if fault is not None:
+            raise DropError(fault)
+        return self._unseal(data)
+
+    def fault(self, data: bytes, source: Address, bytes_max: int) -> Drop | None:
+        """What is wrong as far as can be told before the seal is tried."""
         if len(data) > bytes_max:
-            raise DropError(Drop.OVERSIZED)
-        opened = self._keyring.open(data, self._is_loopback(source[0]))
+            return Drop.OVERSIZED
+        keyring = self._keyring
+        return keyring.fault(data, not keyring.sealed and self._is_loopback(source[0]))
+
+    def _unseal(self, data: bytes) -> tuple[Opened, Payload]:
+        opened = self._keyring.unseal(data)
         payload = unpack(opened.payload)
         head = payload.head
         if head.cluster != self._label:
@@ -113,14 +124,14 @@ class Receiver:
         return opened, payload
 
     def receive(self, data: bytes, source: Address, now_ns: int) -> bool:
-        """Takes a datagram in; says whether it had entries of counters only, and so no news of
-        members, breakers or leases. Raises DropError."""
+        """Takes in a datagram in which `fault` found none; says whether it had entries of counters
+        only, and so no news of members, breakers or leases. Raises DropError."""
         salt = data[SALT_AT]
         window = self._windows.get(salt)
         if window is not None and window.has(int.from_bytes(data[SEQ_AT], "big")):
             # A recorded datagram costs a look instead of a seal (8 us, 30 with counters in it).
             raise DropError(Drop.REPLAYED)
-        opened, (head, frames) = self.open(data, source, DATAGRAM_BYTES_MAX)
+        opened, (head, frames) = self._unseal(data)
         try:
             session = self._sessions.admit(head.node, head.boot, opened.seq, now_ns)
         except DropError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -350,6 +351,29 @@ def test_neither_a_failing_owner_nor_a_strange_address_stops_a_driver() -> None:
             members[0].driver._on_events = members[0].on_events
             members[1].node.close_breaker(b"s", 2, now_ns)
             await members[0].sees(lambda event: isinstance(event, BreakerClosed))
+
+    run(scenario)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells it on Linux only")
+def test_what_the_kernel_drops_is_told() -> None:
+    """More than the socket's buffer holds, while the loop has no turn."""
+
+    async def scenario() -> None:
+        async with cluster(2) as members:
+            node = members[0].node
+            sent = 8192  # 2 MiB hold 2,700 of the smallest datagrams
+            read = node.drops["garbage"]
+            for _ in range(sent):
+                members[1].sock.sendto(b"x", members[0].node.config.advertise)
+            async with asyncio.timeout(5):
+                while node.drops["unread"] + node.drops["garbage"] - read < sent:
+                    await asyncio.sleep(0.01)
+            assert node.drops["unread"] > sent // 2
+            assert node.drops["garbage"] - read > 100
+            now_ns = time.monotonic_ns()
+            members[1].node.open_breaker(b"s", 1, now_ns + SECOND, 1, now_ns)
+            await members[0].sees(lambda event: isinstance(event, BreakerOpened))
 
     run(scenario)
 

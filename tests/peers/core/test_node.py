@@ -172,8 +172,8 @@ class TestDrops:
             "oversized", "garbage", "version", "unsealed", "unknown_key", "forged",
             "alien_cluster", "own", "unknown_boot", "replayed", "old_boot", "duplicate_name",
         }  # fmt: skip
-        # members_full is tried in the simulations.
-        assert tried | {"members_full"} == set(make_node().drops)
+        # members_full is tried in the simulations, and a full socket with the driver.
+        assert tried | {"members_full", "unread"} == set(make_node().drops)
 
 
 class TestHandshake:
