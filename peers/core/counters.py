@@ -6,6 +6,7 @@ the configuration changes.
 
 from __future__ import annotations
 
+from math import exp
 from typing import Any
 
 from peers.core.config import SECOND, Config
@@ -17,6 +18,9 @@ __all__ = ["MeshLimit", "Rule", "Surroundings"]
 
 _DEMAND_TAU_NS = 0.3 * SECOND
 _DEMAND_TAU_SLOW_NS = 5.0 * SECOND  # below one token a second
+# One arrival is 1/tau at first; four time constants later, at e^-4 of that, the row is idle. To the
+# hundredth that can be told it took two more (0.3 s), each with signs of life to all members.
+_DEMAND_TAIL = exp(-4)
 
 
 class MeshLimit(SharedTable[MeshRow]):
@@ -103,6 +107,7 @@ class MeshLimit(SharedTable[MeshRow]):
         self.level_max = self.effective_burst + max(burst, 2 * whole_rate * SECOND)
         slow = whole_rate * SECOND < 1.0
         self.demand_tau_ns = _DEMAND_TAU_SLOW_NS if slow else _DEMAND_TAU_NS
+        self.demand_min = _DEMAND_TAIL * SECOND / self.demand_tau_ns
 
     def excess_bound(self) -> float:
         """The most tokens over rate x w + burst in any window w while all members hear each

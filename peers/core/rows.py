@@ -262,6 +262,8 @@ class MeshRow(Row):
         if elapsed_ns > 0:
             arrived = self._arrived * SECOND / elapsed_ns
             self._lam += (arrived - self._lam) * -expm1(-elapsed_ns / limit.demand_tau_ns)
+            if self._lam < limit.demand_min:
+                self._lam = 0.0
             self._arrived = 0
             self._tick_ns = now_ns
         self._drain(now_ns)
