@@ -63,6 +63,7 @@ class Load:
         shares: Sequence[float] = (),
         fields: str = "",
         *,
+        path: str = "/load",
         answer_s: float = ANSWER_SECONDS,
         enter: Callable[[], None] | None = None,
     ) -> None:
@@ -71,7 +72,7 @@ class Load:
         self._rate = rate
         self._shares = list(shares) or [1.0] * len(self._addresses)
         self._idle: list[list[trio.SocketStream]] = [[] for _ in self._addresses]
-        self._request = f"GET /load HTTP/1.1\r\nHost: api.test\r\n{fields}\r\n".encode()
+        self._request = f"GET {path} HTTP/1.1\r\nHost: api.test\r\n{fields}\r\n".encode()
         self.retries = 0
         self.unreached: list[Sent] = []
         self._answer_s = answer_s
