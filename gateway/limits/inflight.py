@@ -25,7 +25,7 @@ _SLOT_BACK_NS = 10_000_000_000
 
 
 class InflightRow:
-    """The slots held for one key. Satisfies `verdict.Entry`."""
+    """The slots held for one key. Satisfies `verdict.SlotEntry`."""
 
     __slots__ = ("held", "key", "limit", "taken", "used", "waiting")
 
@@ -65,6 +65,10 @@ class InflightRow:
     def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
         """Nothing: what is left of a rate says nothing about slots."""
         return False
+
+    def ease(self, now_ns: int) -> None:
+        """The upstream found what is under way here too many."""
+        self.limit.ease(self.used, now_ns)
 
     def give_back(self, cost: int, now_ns: int) -> None:
         """Frees slots. More than are held is the caller's fault: counted, and none are invented."""

@@ -9,10 +9,9 @@ them, since they are tried again only when the row's queue is looked at.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from gateway.limits.inflight import InflightRow
-from gateway.limits.verdict import NEVER, ROOM, Entry, Limit, Reject
+from gateway.limits.verdict import NEVER, ROOM, Entry, Limit, Reject, SlotEntry
 
 __all__ = ["COST_OVER_BURST", "FULL", "OTHERS_WAIT", "LimitSet", "Refusal", "Rule"]
 
@@ -207,9 +206,7 @@ class LimitSet:
         To be called while the request that was told so still holds its own.
         """
         for i in self._in_flight:
-            row = entries[i]
-            if isinstance(row, InflightRow):
-                row.limit.ease(row.used, now_ns)
+            cast(SlotEntry, entries[i]).ease(now_ns)
 
     def fields(self, entries: Sequence[Entry], now_ns: int) -> list[tuple[bytes, bytes]]:
         """RateLimit-Policy and RateLimit of these rows (draft-ietf-httpapi-ratelimit-headers-10).

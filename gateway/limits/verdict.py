@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, Protocol
 
-__all__ = ["NEVER", "ROOM", "Entry", "Limit", "Reject"]
+__all__ = ["NEVER", "ROOM", "Entry", "Limit", "Reject", "SlotEntry"]
 
 ROOM: Final = 0
 NEVER: Final = -1
@@ -63,6 +63,14 @@ class Entry(Protocol):
 
     def give_back(self, cost: int, now_ns: int) -> None:
         """The request is over: frees an in-flight slot. Tokens of a rate are never given back."""
+        ...
+
+
+class SlotEntry(Entry, Protocol):
+    """A row of an in-flight limit, whose slots come back."""
+
+    def ease(self, now_ns: int) -> None:
+        """The upstream found what is under way now too many: fewer slots for a while."""
         ...
 
 

@@ -170,6 +170,11 @@ class Counters:
             self._advertised[row] = (left, now_ns)
             self.wake()
 
+    def announce(self, limit: SharedTable[Any]) -> None:
+        """A limit's figures have changed by themselves: members hear it before their turn."""
+        self._send_rules([limit])
+        self.wake()
+
     def wake(self) -> None:
         if self.on_wake is not None:
             self.on_wake()
@@ -288,7 +293,10 @@ class Counters:
             self._rules_round = list(self._limits.values())
         limits = self._rules_round[-_RULES_PER_ROUND:]
         del self._rules_round[-_RULES_PER_ROUND:]
-        items = [pack((self._rule_name(limit.identity), *limit.rule)) for limit in limits]
+        self._send_rules(limits)
+
+    def _send_rules(self, limits: Sequence[SharedTable[Any]]) -> None:
+        items = [pack((self._rule_name(limit.identity), *limit.announced)) for limit in limits]
         for frame in frames_of(items, FRAMES_BYTES_MAX, Kind.LIMITS):
             self._outbox.send_all(frame)
 

@@ -6,6 +6,9 @@ every member splits the slots by the same words in the same way. Two rules keep 
 share counts at once, a greater one two horizons later (one for our word to reach whoever has to
 give slots up, one for what it still holds to come back), and slots that a member holds beyond its
 share are not there for others until it gives them back.
+
+Where the upstream finds too many under way, a member announces a slot fewer, and the smallest word
+of all members rules, as it does while configurations differ.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ _SERVED_TAU_NS = 2.0 * SECOND
 # Refused arrivals of so long are demand.
 _BLOCKED_TAU_NS = 0.3 * SECOND
 _IDLE_TELLINGS = 3
+# Eased slots come back one by one, as a node's own do (gateway.limits.inflight): additive increase.
+_SLOT_BACK_NS = 10 * SECOND
 
 
 class Want(NamedTuple):
@@ -177,6 +182,10 @@ class HeldRow(Row):
     def learn(self, remaining: int, sent_ns: int, now_ns: int) -> bool:
         """Nothing: what is left of a rate says nothing about slots."""
         return False
+
+    def ease(self, now_ns: int) -> None:
+        """The upstream found what is under way over all members too many."""
+        self.limit.ease(self.used + self._others_held, now_ns)
 
     def give_back(self, cost: int, now_ns: int) -> None:
         """Frees slots. More than are held is the caller's fault: counted, and none are invented."""
@@ -390,7 +399,7 @@ class HeldRow(Row):
 
     def _busy_slow(self, cost: int, now_ns: int) -> int:
         limit = self.limit
-        if cost > limit.effective.burst:
+        if cost > limit.rule.burst:
             return NEVER
         return max(MS, min(_AGAIN_NS, self._mature_ns - now_ns))
 
@@ -413,6 +422,8 @@ class HeldLimit(SharedTable[HeldRow]):
         self.node = node_id(config.cluster, config.name)
         self.refresh_ns = config.refresh_ns
         self.underflows = 0
+        self.eased = 0  # slots that this member announces fewer for now
+        self._eased_ns = 0  # when the last of them was taken away or came back
         super().__init__(host, config, identity, rule, surroundings, **facts)
 
     @property
@@ -441,6 +452,35 @@ class HeldLimit(SharedTable[HeldRow]):
         for row in self._rows.values():
             row.reckon_again()
 
+    @property
+    def announced(self) -> Rule:
+        """The slots as configured, less those that the upstream would not bear."""
+        slots = max(1, self.rule.burst - self.eased)
+        return Rule(slots, SECOND, slots)
+
+    def ease(self, used: int, now_ns: int) -> None:
+        """The upstream found `used` at a time, over all members, too many: one less from now on, at
+        least one, for all of them. A slot comes back every ten seconds."""
+        slots = max(1, min(self.effective.burst, used - 1))
+        if slots < self.announced.burst:
+            self.eased = self.rule.burst - slots
+            self._eased_ns = now_ns
+            self._announce()
+
+    def expire(self, now_ns: int) -> None:
+        """Also gives back the slots whose time has come, whether or not they are wanted here."""
+        self.eased = min(self.eased, self.rule.burst - 1)  # a reload lowered them
+        due = min(self.eased, (now_ns - self._eased_ns) // _SLOT_BACK_NS)
+        if due > 0:
+            self.eased -= due
+            self._eased_ns += due * _SLOT_BACK_NS
+            self._announce()
+        super().expire(now_ns)
+
+    def _announce(self) -> None:
+        self.retune(self._surroundings)
+        self._host.announce(self)
+
     def excess_bound(self) -> float:
         """Nobody takes what another may use: none, while words come within a horizon."""
         return 0.0
@@ -454,4 +494,9 @@ class HeldLimit(SharedTable[HeldRow]):
 
     def stats(self) -> dict[str, Any]:
         """Figures for metrics; a gauge has no rate."""
-        return super().stats() | {"slots": self.slots, "closed": self.closed, "tight": False}
+        return super().stats() | {
+            "slots": self.slots,
+            "eased": self.eased,
+            "closed": self.closed,
+            "tight": False,
+        }

@@ -82,6 +82,8 @@ class Host(Protocol):
 
     def advertise(self, row: Row, left: float, now_ns: int) -> None: ...
 
+    def announce(self, limit: SharedTable[Any]) -> None: ...
+
     def wake(self) -> None: ...
 
 
@@ -161,6 +163,11 @@ class RowTable(Generic[T]):
         self.keys_max = keys_max
         self.dry_run = dry_run
 
+    @property
+    def announced(self) -> Rule:
+        """What members are told of this limit's figures."""
+        return self.rule
+
     def _note_peer_rule(self, node: bytes, rule: Rule | None) -> bool:
         """What a member announces for this limit, None when it is gone; says whether it is news."""
         if self.peer_rules.get(node) == rule:
@@ -173,7 +180,7 @@ class RowTable(Generic[T]):
 
     def _smallest_rule(self) -> Rule:
         """While members differ (a rolling reload) the smallest rate and burst rule."""
-        rules = [self.rule, *self.peer_rules.values()]
+        rules = [self.announced, *self.peer_rules.values()]
         slowest = min(rules, key=lambda rule: rule.rate)
         return slowest._replace(burst=min(rule.burst for rule in rules))
 

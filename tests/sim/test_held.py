@@ -283,6 +283,34 @@ def test_two_that_were_alone_meet(seed: int) -> None:
     assert origin.most <= 10
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_what_one_member_is_told_is_too_many_is_so_for_all(
+    seed: int, loss: float, watched: Watch
+) -> None:
+    """An upstream that bears ten at a time behind a limit of fourteen: when one member was told so,
+    all together keep to what was found, and the slots come back when nobody complains any more."""
+    bench = watched(Simulation(4, seed, Network(loss=loss)))
+    callers, origin = begun(bench, 14, [60.0] * 4)
+    bench.run_for(3 * SECOND)
+    assert origin.most > 10
+    teller = callers[seed % 4]
+    teller.row.ease(bench.now_ns)
+    bench.after_step(teller.sim)
+    found = teller.row.limit.slots
+    assert 9 <= found <= 13, f"seed {seed}"
+    if not loss:
+        bench.run_for(50 * MS)
+        assert {caller.row.limit.slots for caller in callers} == {found}, f"seed {seed}"
+    bench.run_for(5 * SECOND)  # a lost word is told again every two seconds
+    assert {caller.row.limit.slots for caller in callers} <= {found, found + 1}, f"seed {seed}"
+    origin.restart()
+    bench.run_for(4 * SECOND)
+    assert origin.most <= found + 1 + (2 if loss else 0), f"seed {seed}"
+    bench.run_for((14 - found) * 10 * SECOND)
+    assert {caller.row.limit.slots for caller in callers} == {14}, f"seed {seed}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 1400))
 def test_many_seeds(seed: int, watched: Watch) -> None:

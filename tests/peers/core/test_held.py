@@ -225,3 +225,57 @@ def test_a_cut_off_side(on_partition: str, slots: int) -> None:
     assert grab(row, NOW) == slots
     assert row.ask(1, NOW) == SECOND
     assert not row.foresees(1, NOW)  # a slot, or the others, may be back at any moment
+
+
+class TestEasing:
+    """The upstream found too many at a time (SIGNALS: a concurrency limit)."""
+
+    def test_one_less_than_all_members_had_and_one_back_in_ten_seconds(self) -> None:
+        row = make_row(3)
+        limit = row.limit
+        hear(row, NOW, 1, held=4, wanted=4)
+        row.take(3, NOW)
+        row.ease(NOW)
+        assert (limit.slots, limit.eased, limit.announced.burst) == (6, 6, 6)
+        assert limit.stats()["eased"] == 6
+        row.ease(NOW + SECOND)
+        assert limit.slots == 6  # seven were under way: that is no news
+        limit.expire(NOW + 9 * SECOND)
+        assert limit.slots == 6
+        limit.expire(NOW + 35 * SECOND)  # looked at late, and all are given whose time has come
+        assert limit.slots == 9
+        limit.expire(NOW + 40 * SECOND)
+        assert limit.slots == 10
+        limit.expire(NOW + 300 * SECOND)
+        assert (limit.slots, limit.announced) == (12, limit.rule)
+
+    def test_one_slot_is_left(self) -> None:
+        row = make_row(3, slots=2)
+        for _ in range(9):
+            row.ease(NOW)
+        assert row.limit.slots == 1
+        assert row.ask(2, NOW) != NEVER  # two are what it gives when all is well
+        assert row.ask(3, NOW) == NEVER
+
+    def test_a_reload_that_lowers_the_slots_leaves_one(self) -> None:
+        row = make_row(3)
+        row.take(1, NOW)
+        row.ease(NOW)
+        limit = row.limit
+        limit.reconfigure(
+            Rule(3, SECOND, 3), name="l", on_partition="share", keys_max=9, dry_run=False
+        )
+        assert limit.slots == 1
+        limit.expire(NOW + 10 * SECOND)
+        assert limit.slots == 2
+
+    def test_the_smallest_word_of_all_members_rules(self) -> None:
+        row = make_row(3)
+        limit = row.limit
+        limit.set_peer_rule(A, Rule(7, SECOND, 7))
+        assert limit.slots == 7
+        hear(row, NOW, 1, held=9, wanted=9)
+        row.ease(NOW)
+        assert (limit.slots, limit.announced.burst) == (7, 7)
+        limit.set_peer_rule(A, Rule(12, SECOND, 12))
+        assert limit.slots == 7
