@@ -53,6 +53,53 @@ def test_the_table_of_kinds_is_the_codes() -> None:
     assert {name: int(number) for number, name in rows} == {kind.name: kind for kind in Kind}
 
 
+def fields_of(row: str) -> tuple[list[str], list[str] | None]:
+    """(fields that come once, those of the items that follow) of a row of the table of kinds."""
+    once, bracket, items = row.partition("`[")
+    names = [re.sub(r"\(.*?\)", "", name).strip() for name in once.split(",")]
+    once_names = [name for name in names if name and name != "then"]
+    return once_names, re.split(
+        r", ", re.sub(r" \(.*?\)", "", items[: items.index("]")])
+    ) if bracket else None
+
+
+def test_the_fields_of_each_kind_are_the_codes() -> None:
+    """Names in the table of kinds, lengths in the table of bits, bounds in the code."""
+    bits = {
+        name: int(number)
+        for number, names in re.findall(r"^\| (\d+) \| ([a-z].*) \|$", TEXT, re.MULTILINE)
+        for name in names.split(", ")
+    }
+    at_least_one = {"port", "rate count", "rate period ns", "burst"}
+    other = {
+        "cookie": (bytes, 8, 8), "nonce": (bytes, 8, 8), "node": (bytes, 8, 8),
+        "target node": (bytes, 8, 8), "origin": (bytes, 8, 8), "scope": (bytes, 1, 32),
+        "name": (str, 1, 64), "host": (str, 1, 255),
+    }  # fmt: skip
+    special = {
+        (Kind.HELLO, "cookie"): (bytes, 0, 8),
+        (Kind.MEMBERS, "want"): (int, 0, (1 << bits["want of MEMBERS"]) - 1),
+        (Kind.MEMBERS, "state"): (int, 1, 4),
+        (Kind.BREAKERS, "state"): (int, 0, 1),
+    }
+
+    def shape(kind: Kind, name: str) -> tuple[type, int, int]:
+        known = special.get((kind, name)) or other.get(name)
+        return known or (int, int(name in at_least_one), (1 << bits[name]) - 1)
+
+    rows = dict(re.findall(r"^\| \d+ \| ([A-Z_]+) \|(.*)\|$", TEXT, re.MULTILINE))
+    for kind in Kind:
+        once, items = fields_of(rows[kind.name])
+        told = (
+            tuple(shape(kind, name) for name in once),
+            None if items is None else tuple(shape(kind, name) for name in items),
+        )
+        if kind != Kind.COUNTERS:  # written out in the code; its bounds are tried in test_wire
+            assert told == wire._SHAPES[kind], kind.name
+        else:
+            assert [bits[name] for name in items or ()] == [64, 32, 63, 63, 32, 32, 63]
+
+
 def test_numbers_are_never_used_again() -> None:
     """Written down once more, so that a change of the enum and the text alike is noticed."""
     assert [kind.name for kind in Kind] == [
@@ -74,4 +121,5 @@ def test_states_reasons_and_limits_are_the_codes() -> None:
     assert int(limits["record of a snapshot"]) == wire.RECORD_BYTES_MAX
     assert int(limits["records of a snapshot"]) == RECORDS_MAX
     assert int(limits["frames in a payload"]) == wire.FRAMES_MAX
+    assert int(limits["items in an array"]) == wire.ENTRIES_MAX
     assert int(limits["scope"]) == wire.SCOPE_BYTES_MAX
