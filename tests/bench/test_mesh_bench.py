@@ -151,7 +151,7 @@ class TestReport:
         assert "| peak 1 s | ≤ 1.01 | 1.020 / 0.990 half | 1.200 / 1.300 FAIL |" in text
         assert "| peak 10 s | ≤ 1.005 | 1.000 / 1.000 pass | - |" in text
         assert "| share of ideal | ≥ 0.98 | 0.990 pass | 1.500 OVER |" in text
-        assert "| the same, p99 |  | - | 7.0 |" in text
+        assert "| ms for an admitted request, p99 |  | - | 7.0 |" in text
         assert "NOT quiet" in text
         assert "4 requests got no answer" in text
         assert "8 nodes" not in text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 
 from bench.mesh.contenders import GROUPS, HOST, PAUSE_GROUP, Contender, Group, redis_argv
 from bench.mesh.wires import Link
@@ -138,11 +139,21 @@ class StaticSplit(Egressd):
 
 
 class Exact(Egressd):
-    """Tokens are leased from the key's owner."""
+    """Tokens are leased from the key's owner. While owners are new their buckets count as full, and
+    drain from then on: until they are empty a load would be measured without its burst."""
 
     name = "exact"
     title = "egressd exact"
     sync = "exact"
+
+    def start(self) -> None:
+        super().start()
+        until(
+            lambda: not any(n.document()["mesh"]["leases_held_back"] for n in self.processes),
+            JOIN_SECONDS,
+            "owners may grant",
+        )
+        time.sleep(max(group.burst / group.rate for group in GROUPS))
 
 
 class Redis(Egressd):
