@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -492,6 +493,34 @@ class TestRounds:
         self.rounds(bench)
         assert measured == ["a", "c"]
         assert (Broken.starts, Broken.stopped) == ([], 3)
+
+    def test_all_contenders_meet_the_same_arrivals_in_a_round_and_progress_is_told(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        bench = run.Bench.__new__(run.Bench)
+        bench.options = run.parsed(["--nodes", "3"])
+        bench.machine = SimpleNamespace(others=lambda: 0.0)
+        bench.origin = None
+        bench.cells, bench.curves, bench._number = {}, {}, 0
+        bench.expected, bench.begun_s = 600.0, time.monotonic() - 120.0
+        told: list[tuple[str, int]] = []
+
+        def measure(_: object, __: object, row: Row, cell: str, seed: int) -> rows.Measured:
+            told.append((cell, seed))
+            return rows.Measured({"share": 1.0}, 0, [1])
+
+        monkeypatch.setattr(run, "measure", measure)
+        for number, row in ((1, ROWS[0]), (1, ROWS[0]), (1, ROWS[1]), (2, ROWS[0])):
+            bench._measure(SimpleNamespace(nodes=3, name="exact"), row, number)
+        cells, seeds = zip(*told, strict=True)
+        assert len(set(cells)) == 4
+        assert seeds[0] == seeds[1]
+        assert len(set(seeds)) == 3
+        assert len(bench.cells[3, ROWS[0].name, "exact"]) == 3
+        assert "2.0 of about 10 min, round 1: 3 x exact uniform-100: " in capsys.readouterr().err
 
     def test_three_rounds_are_expected_within_35_minutes(self, tmp_path: Path) -> None:
         bench = run.Bench.__new__(run.Bench)

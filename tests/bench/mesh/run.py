@@ -80,11 +80,12 @@ class Bench:
 
     def expected_s(self) -> float:
         """How long all rounds take, about, and what is simulated after them."""
-        rounds = self.options.rounds * sum(
+        rounds: int = self.options.rounds
+        a_round_s = sum(
             expected_s(kind, nodes, rows, relayed=sum(map(self.needs_relay, rows)))
             for kind, nodes, rows in self.plan()
         )
-        return rounds + (SIMULATION_SECONDS if self.options.simulate else 0.0)
+        return rounds * a_round_s + (SIMULATION_SECONDS if self.options.simulate else 0.0)
 
     def run(self) -> int:
         """All rounds. Returns the program's status."""
@@ -154,9 +155,9 @@ class Bench:
     def _measure(self, contender: Contender, row: Row, number: int) -> None:
         self._number += 1
         self.machine.others()
-        found: Measured = measure(
-            contender, self.origin, row, f"c{self._number}", seed=1000 * number + self._number
-        )
+        # Of the round and the row alone, so that all contenders meet the same arrivals.
+        seed = 1000 * number + [one.name for one in ROWS].index(row.name)
+        found: Measured = measure(contender, self.origin, row, f"c{self._number}", seed)
         figures = {**found.figures, "others": self.machine.others()}
         key = (contender.nodes, row.name, contender.name)
         self.cells.setdefault(key, []).append(figures)
