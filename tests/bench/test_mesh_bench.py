@@ -18,7 +18,7 @@ from bench.mesh import judge, machine, report, rows, run
 from bench.mesh.contenders import GROUPS, Contender, Stage
 from bench.mesh.figure import COLOURS
 from bench.mesh.lineup import CONTENDERS, WAYS, takes_part
-from bench.mesh.load import Spec, content_length, due
+from bench.mesh.load import CONNECTIONS_MAX, Load, Spec, content_length, due
 from bench.mesh.origin import Record, sent_ns
 from bench.mesh.others import Direct, Haproxy
 from bench.mesh.ours import Egressd, Exact, Redis, Spooled, StaticSplit
@@ -55,6 +55,17 @@ class TestSchedule:
         steps = [(0.0, [1.0, 0.0], False), (5.0, [0.0, 1.0], False)]
         for at_ns, target in due(self.SPEC._replace(steps=steps)):
             assert (at_ns >= 5 * SECOND) == bool(target)
+
+    def test_what_finds_no_connection_was_due_all_the_same(self) -> None:
+        """Without its time it would be judged as sent at the boot of the machine."""
+        load = Load(self.SPEC)
+        load.open = [CONNECTIONS_MAX, CONNECTIONS_MAX]
+        before_ns = time.monotonic_ns()
+        load.send(1)
+        assert (load.skipped, load.waiting) == (1, 0)
+        ((sent_ns, target, status, _),) = load.report()["requests"]
+        assert before_ns <= sent_ns <= time.monotonic_ns()
+        assert (target, status) == (1, 0)
 
 
 class TestWire:

@@ -51,7 +51,7 @@ def plot(path: Path, nodes: int, curves: Curves, rows: Sequence[Row]) -> None:
         fontsize=8,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=110)
+    figure.savefig(path, format="png", dpi=100)
 
 
 def _bands(curves: Curves, rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:

@@ -181,11 +181,11 @@ class Load:
 
     def send(self, target: int) -> None:
         request = Request(target)
+        request.sent_ns = monotonic_ns()  # what is skipped was due as well
         self.requests.append(request)
         self.waiting += 1
         idle = self.idle[target]
         if idle:
-            request.sent_ns = monotonic_ns()
             idle.pop().send(request)
         elif self.open[target] >= CONNECTIONS_MAX:
             self.skipped += 1
