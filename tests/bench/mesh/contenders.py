@@ -68,6 +68,8 @@ class Contender:
     name: ClassVar[str]
     title: ClassVar[str]
     fields: ClassVar[str] = ""  # lines that each request of the load has in addition
+    # Nodes keep requests for a while: only arrival says what they let through.
+    holds: ClassVar[bool] = False
     # Started anew for every row: what is queued would still be sent in the next one.
     fresh: ClassVar[bool] = False
 

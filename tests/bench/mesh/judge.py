@@ -29,11 +29,13 @@ def judged(
     rate: float,
     burst: float,
     seconds: float,
+    *,
+    held: bool = False,
 ) -> dict[str, float]:
     """Figures of one run. `requests` are the load's (sent_ns, target, status, done_ns), `stamps`
     the origin's (arrived_ns, sent_ns); a window that is longer than the run is left out. What got
-    neither 200 nor 429 is lost, and counted by its status. Of what was accepted to be sent later
-    (202) arrival alone says what the limit did."""
+    neither 200, 202 nor 429 is lost, and counted by its status. With `held` arrival alone says what
+    the limit did: the nodes kept requests for a while."""
     asked = [request[0] for request in requests]
     begin_ns = min(asked, default=0)
     end_ns = begin_ns + int(seconds * SECOND)
@@ -62,7 +64,7 @@ def judged(
             found[f"{name}p50_ms"] = percentile(values, 50)
             found[f"{name}p99_ms"] = percentile(values, 99)
     judges = [("", arrived)]
-    if not accepted:
+    if not held:
         judges.append(("_sent", [stamp[1] for stamp in stamps]))
     for name, times in judges:
         for length in (1, 10):

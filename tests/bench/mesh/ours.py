@@ -145,6 +145,7 @@ class Exact(Egressd):
     name = "exact"
     title = "egressd exact"
     sync = "exact"
+    holds = True  # up to 100 ms, for tokens
 
     def start(self) -> None:
         super().start()
@@ -204,6 +205,7 @@ class Spooled(Egressd):
     title = "egressd spool"
     fields = "Prefer: respond-async\r\n"
     fresh = True
+    holds = True
 
     def more(self, number: int) -> str:
         return f"""

@@ -174,7 +174,9 @@ def measure(contender: Contender, origin: Recorder, row: Row, cell: str, seed: i
     stamps = origin.ask("take", cell)
     if not requests or not isinstance(stamps, list) or not stamps:
         raise BenchError("nothing was measured")
-    figures = judged(requests, stamps, row.group.rate, row.group.burst, row.seconds)
+    figures = judged(
+        requests, stamps, row.group.rate, row.group.burst, row.seconds, held=contender.holds
+    )
     figures["late_ms"] = report["late_ms"]
     figures["skipped"] = report["skipped"]
     figures |= event.figures
