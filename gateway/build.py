@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
 __all__ = ["build_kind", "egressd_version"]
 
@@ -16,6 +15,9 @@ __all__ = ["build_kind", "egressd_version"]
 @cache
 def egressd_version() -> str:
     """The installed version; "unknown" in a tree that is not installed. Read from disk once."""
+    # Imported where it is used: with the mail parser that it needs, a tenth of a start.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("egressd")
     except PackageNotFoundError:

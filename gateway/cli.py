@@ -10,11 +10,16 @@ import json
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from gateway.build import build_kind, egressd_version
 from gateway.plan import sim
+
+if TYPE_CHECKING:
+    from gateway.server import Server
+    from gateway.supervisor import Supervisor
 
 __all__ = ["main"]
 
@@ -53,8 +58,22 @@ class _Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
+def _say_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    """Looked up only when it is asked for: that reads the disk."""
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"egressd, version {egressd_version()} ({build_kind()})")
+        ctx.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(f"{egressd_version()} ({build_kind()})", prog_name="egressd")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_version,
+    help="Show the version and exit.",
+)
 def main() -> None:
     """An egress gateway whose nodes keep an external API's rate limit together, without a store."""
 
@@ -83,13 +102,24 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     import uvloop
 
-    from gateway.process import configure_log, favour_loop, raise_file_limit, tune_memory
-    from gateway.server import ServeError, Server
+    from gateway.process import (
+        ServeError,
+        configure_log,
+        favour_loop,
+        raise_file_limit,
+        tune_memory,
+    )
     from gateway.sockets import OwnSockets, inherited_sockets
     from gateway.supervisor import Supervisor, worker_count
     from gateway.systemd import Notifier
 
     conf = _load(path, overrides)
+    kind: type[Supervisor] | type[Server] = Supervisor
+    if worker_count(conf) == 1:
+        # A supervisor serves nobody and starts its workers sooner without the data path.
+        from gateway.server import Server
+
+        kind = Server
     configure_log(conf.log.level)
     raise_file_limit()
     tune_memory()
@@ -101,8 +131,6 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
             sockets = OwnSockets(inherited_sockets(os.environ))
         except OSError as error:
             raise ServeError(str(error)) from error
-        several = worker_count(conf) > 1
-        kind = Supervisor if several else Server
         server = kind(conf, path, overrides, sockets=sockets, notifier=notifier)
         server.reload_noted = bool(noted)
         await server.run()
@@ -113,15 +141,6 @@ def run(path: str, overrides: tuple[str, ...]) -> None:
     except ServeError as error:
         click.echo(f"egressd: {error}", err=True)
         sys.exit(1)
-
-
-@main.command(hidden=True)
-@click.argument("fd", type=int)
-def worker(fd: int) -> None:
-    """One of several workers, as its supervisor starts it: FD is the channel between them."""
-    from gateway.worker import run_worker
-
-    sys.exit(run_worker(fd))
 
 
 @main.command()

@@ -17,7 +17,8 @@ __all__ = ["Backoff", "Member"]
 
 # A fresh interpreter, not a fork: nothing of the supervisor's loop, threads or secrets that a
 # reload has replaced is inherited, and after an upgrade a restarted worker runs the new code.
-COMMAND = (sys.executable, "-P", "-m", "gateway", "worker")
+# Past the command line, whose libraries a worker does not need.
+COMMAND = (sys.executable, "-P", "-m", "gateway.worker")
 SOURCE_FOLDER = str(Path(__file__).resolve().parents[1])
 
 

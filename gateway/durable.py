@@ -6,17 +6,18 @@ configuration takes more.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from gateway.conf.schema import Conf
 from gateway.conf.schema import Spool as SpoolConf
 from gateway.mesh import sealing_keys
-from gateway.spool.store import Store
-from gateway.spool.worker import Spool
 
 if TYPE_CHECKING:
     from gateway.mesh import Place
     from gateway.proxy.graph import Worker
+    from gateway.spool.store import Store
+    from gateway.spool.worker import Spool
 
 __all__ = ["Durable"]
 
@@ -38,10 +39,15 @@ class Durable:
             return None
         if all(one.spool is None for one in conf.upstream.values()):
             return None
+        # Most nodes have none and need not load it; a reload that brings the first one must not
+        # have the loop wait for the disk.
+        store_kind, spool_kind = await asyncio.to_thread(_kinds)
         place = self._place
         number, workers = (place.number, len(place.ports)) if place is not None else (0, 1)
-        store = Store(facts.path, number, workers, facts.bytes_max)
-        spool = Spool(self._worker, store, conf.node.name, facts.records_max, sealing_keys(conf))
+        store = store_kind(facts.path, number, workers, facts.bytes_max)
+        spool = spool_kind(
+            self._worker, store, conf.node.name, facts.records_max, sealing_keys(conf)
+        )
         await spool.open()
         return spool
 
@@ -75,3 +81,10 @@ class Durable:
         """Writes down what is known. What is still out is sent anew after the next start."""
         if self.spool is not None:
             await self.spool.close()
+
+
+def _kinds() -> tuple[type[Store], type[Spool]]:
+    from gateway.spool.store import Store
+    from gateway.spool.worker import Spool
+
+    return Store, Spool

@@ -14,11 +14,9 @@ from gateway.h1.codec import HeadLimits
 from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.graph import Listener, Worker
 from gateway.proxy.preface import Preface
-from gateway.sockets import BACKLOG, Sockets
+from gateway.sockets import BACKLOG, RETIRE_SECONDS, Sockets
 
-__all__ = ["RETIRE_SECONDS", "Listeners", "Opening", "server_context"]
-
-RETIRE_SECONDS = 0.1  # what the kernel has queued for a listener that goes is accepted first
+__all__ = ["Listeners", "Opening", "server_context"]
 
 
 def _head_limits(conf: Listen) -> HeadLimits:

@@ -13,9 +13,7 @@ import random
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
-
-import structlog
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.accesslog import AccessLog
 from gateway.breaker.states import BreakerState, Cause, Change
@@ -39,7 +37,7 @@ from gateway.mesh import (
     worker_name,
 )
 from gateway.operator import Operator
-from gateway.process import configure_log, end_of_signals
+from gateway.process import ServeError, configure_log, end_of_signals, logger, reason_of
 from gateway.proxy import pauses
 from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.graph import Worker
@@ -47,13 +45,15 @@ from gateway.proxy.waitroom import WaitRoom
 from gateway.recent import Recent
 from gateway.runtime import Assembly, Plan
 from gateway.sockets import OwnSockets, Sockets
-from gateway.spool.desk import Desk
-from gateway.spool.worker import Spool
 from gateway.systemd import Notifier
 from peers.core.node import Node
 from peers.driver import MeshDriver
 
-__all__ = ["Prepared", "ServeError", "Server", "reason_of"]
+if TYPE_CHECKING:
+    from gateway.spool.desk import Desk
+    from gateway.spool.worker import Spool
+
+__all__ = ["Prepared", "Server"]
 
 DRAIN_LOOK_SECONDS = 0.02
 JOINING_LOOK_SECONDS = 0.005
@@ -64,15 +64,6 @@ PSEUDONYM_PREFIX = "egressd-"
 
 def _nothing() -> None:
     """The default of `on_ready`."""
-
-
-class ServeError(Exception):
-    """The node cannot start: an address is taken, a file is not readable. The text says which."""
-
-
-def reason_of(error: OSError | ImportError) -> str:
-    """The text of an error, without the number that the operating system has for it."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 class Prepared(NamedTuple):
@@ -110,7 +101,7 @@ class Server:
         self.sockets = sockets or OwnSockets()
         self.notifier = notifier or Notifier()
         names = {} if place is None else {"worker": place.number}
-        self.log = Recent(structlog.get_logger(**names))
+        self.log = Recent(logger(**names))
         self.reloads = 0
         self.reload_failures = 0
         self.reload_success = True

@@ -19,6 +19,7 @@ from gateway.conf.values import Bind
 __all__ = [
     "BACKLOG",
     "EVERYBODY",
+    "RETIRE_SECONDS",
     "OwnSockets",
     "SharedSockets",
     "Sockets",
@@ -29,6 +30,7 @@ __all__ = [
 
 ADMIN_MODE = 0o660  # of its unix socket: whoever may write may ask, the owner and a group
 BACKLOG = 4096  # the kernel cuts it to net.core.somaxconn
+RETIRE_SECONDS = 0.1  # what the kernel has queued for a listener that goes is accepted first
 EVERYBODY = -1  # the slot of sockets that all workers accept from
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 # As many listeners as a conf may have, each as IPv4 and IPv6 socket.

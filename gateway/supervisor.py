@@ -16,13 +16,12 @@ import random
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import structlog
 
 from gateway.clock import MS, SECOND, monotonic_ns
 from gateway.conf.changes import cannot_change, diff
@@ -32,12 +31,10 @@ from gateway.conf.schema import Conf
 from gateway.conf.values import Bind
 from gateway.control import conf_file
 from gateway.crew import Member
-from gateway.listening import RETIRE_SECONDS
 from gateway.ports import free_mesh_ports
-from gateway.process import configure_log, end_of_signals
+from gateway.process import ServeError, configure_log, end_of_signals, logger, reason_of
 from gateway.recent import Recent
-from gateway.server import ServeError, reason_of
-from gateway.sockets import EVERYBODY, OwnSockets, SharedSockets
+from gateway.sockets import EVERYBODY, RETIRE_SECONDS, OwnSockets, SharedSockets
 from gateway.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -85,7 +82,7 @@ class Supervisor:
         self.conf = conf
         self.path = path
         self.overrides = tuple(overrides)
-        self.log = Recent(structlog.get_logger())
+        self.log = Recent(logger())
         self.notifier = notifier
         self.reloads = 0
         self.reload_failures = 0
@@ -180,23 +177,25 @@ class Supervisor:
             Member(number, f"{conf.node.name}/{number}", str(Path(folder) / f"{number}"))
             for number in range(count)
         ]
-        await self._start_admin(stack)
+        admin = self._own_sockets.admin(conf.admin.bind if conf.admin is not None else None)
         stack.push_async_callback(self._kill_all)
-        results = await asyncio.gather(*map(self._start_one, self.members))
+        await asyncio.gather(*map(self._launch, self.members))
+        # While the workers load what they need, this process does likewise.
+        if admin is not None and conf.admin is not None:
+            await self._start_admin(stack, admin, conf.admin.bind)
+        results = await asyncio.gather(*map(self._launched, self.members))
         for member, result in zip(self.members, results, strict=True):
             if result != "ready":
                 raise ServeError(member.reason or f"worker {member.number} {result}")
             member.on_change = self._changed
 
-    async def _start_admin(self, stack: contextlib.AsyncExitStack) -> None:
-        conf = self.conf
-        sock = self._own_sockets.admin(conf.admin.bind if conf.admin is not None else None)
-        if sock is None or conf.admin is None:
-            return
+    async def _start_admin(
+        self, stack: contextlib.AsyncExitStack, sock: socket.socket, bind: Bind
+    ) -> None:
         from gateway.admin.fleet import fleet_interface
 
         interface = fleet_interface(self, sock)
-        stack.callback(self._own_sockets.forget, conf.admin.bind)
+        stack.callback(self._own_sockets.forget, bind)
         await interface.start()
         stack.push_async_callback(interface.stop)
 
@@ -264,7 +263,12 @@ class Supervisor:
     # Workers.
 
     async def _start_one(self, member: Member) -> str:
-        """Starts it and tells it everything; what became of it: "ready", "failed", "gone" ..."""
+        """Starts it; what became of it: "ready", "failed", "gone" ..."""
+        await self._launch(member)
+        return await self._launched(member)
+
+    async def _launch(self, member: Member) -> None:
+        """Starts it and tells it everything."""
         await member.start()
         fd = conf_file(self.conf)
         try:
@@ -281,6 +285,8 @@ class Supervisor:
             os.close(fd)
         member.give("sockets", self._sockets.of_slots({member.number, EVERYBODY}))
         member.tell("serve")
+
+    async def _launched(self, member: Member) -> str:
         what, _ = await member.answer(START_SECONDS)
         if what == "silent":
             member.kill()

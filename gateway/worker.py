@@ -10,14 +10,22 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from typing import Any
 
 from gateway.clock import SECOND
 from gateway.conf.values import Bind
 from gateway.control import Channel, read_conf
 from gateway.mesh import Place
-from gateway.process import configure_log, favour_loop, raise_file_limit, tune_memory
-from gateway.server import Prepared, ServeError, Server, reason_of
+from gateway.process import (
+    ServeError,
+    configure_log,
+    favour_loop,
+    raise_file_limit,
+    reason_of,
+    tune_memory,
+)
+from gateway.server import Prepared, Server
 from gateway.sockets import bind_socket
 from gateway.systemd import Notifier
 
@@ -211,3 +219,7 @@ def run_worker(fd: int) -> int:
     ):
         return runner.run(serve())
     return 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(int(sys.argv[1])))

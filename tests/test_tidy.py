@@ -71,7 +71,7 @@ DOORS = {
     "rich": ("gateway/cli.py", "gateway/ctl/", "gateway/plan.py", "gateway/demo/"),
     "matplotlib": ("gateway/plan.py",),
     "uvloop": ("gateway/cli.py", "gateway/worker.py", "gateway/demo/"),
-    "structlog": ("gateway/server.py", "gateway/process.py", "gateway/supervisor.py"),
+    "structlog": ("gateway/process.py",),
     "http_sf": ("gateway/breaker/",),
 }
 

@@ -95,7 +95,9 @@ CONDITION_WORDS = ("connect", "timeout", "reset")
 class Section(BaseModel):
     """A table of the file: frozen, and no key that is not named here."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True
+    )
 
 
 class Printed(NamedTuple):

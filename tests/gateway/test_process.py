@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 
 import pytest
@@ -38,6 +39,24 @@ def test_a_line_and_its_end_are_one_write(monkeypatch: pytest.MonkeyPatch) -> No
     structlog.reset_defaults()
     assert [json.loads(line)["event"] for line in raw.writes] == ["first", "second"]
     assert all(line.endswith(b"}\n") and line.count(b"\n") == 1 for line in raw.writes)
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        # It serves nobody: each of these would make every worker start later.
+        ("gateway.supervisor", {"rich", "click", "gateway.server", "gateway.proxy", "uvicorn"}),
+        ("gateway.worker", {"rich", "click", "gateway.cli", "gateway.spool", "redis", "httpcore"}),
+        ("gateway.cli", {"rich", "gateway.server", "gateway.supervisor", "importlib.metadata"}),
+    ],
+)
+def test_what_a_process_does_not_need_it_does_not_load(module: str, unwanted: set[str]) -> None:
+    code = f"import {module}, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert module in loaded
+    assert not unwanted & set(loaded)
 
 
 def test_a_thread_that_computes_gives_way_within_a_tenth_of_a_millisecond() -> None:
