@@ -213,6 +213,7 @@ POOL_ITEM = record(
     {
         "node": _NODE,
         "upstream": _UPSTREAM,
+        "shared_with": listed(text(), "Other upstreams with the same way out; figures are of all."),
         **_POOL,
         "max": integer("As configured."),
         "dials": integer("Connections ever dialled."),
@@ -230,7 +231,7 @@ CLIENT_ITEM = record(
         "known_by": listed(text(), "token, certificate."),
         "upstreams": listed(text(), "What it may reach; empty: all."),
         "allowed": truth("False for unknown clients where anonymous = false."),
-        "requests": integer("Under way now."),
+        "under_way": integer("Requests now."),
         "waiting": integer("Of them held."),
     }
 )

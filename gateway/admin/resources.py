@@ -269,15 +269,25 @@ def _place(
 
 
 def _pools(served: Served, names: Sequence[str]) -> Items:
+    """Each pool once: upstreams with the same way out have one together."""
     conf = served.conf
+    upstreams = served.worker.runtime.upstreams
+    sharing: dict[int, list[str]] = {}
+    for name, upstream in upstreams.items():
+        sharing.setdefault(id(upstream.pool), []).append(name)
     items = []
     for name, upstream in _named(served, names):
+        together = sharing.pop(id(upstream.pool), None)
+        if together is None:
+            continue  # shown with the first of them that was asked for
         items.append(
             {
                 "node": served.name,
                 "upstream": name,
+                "shared_with": [other for other in together if other != name],
                 **pool_figures(upstream),
-                "max": conf.upstream[name].connections,
+                "in_use": sum(upstreams[one].slots.used for one in together),
+                "max": sum(conf.upstream[one].connections for one in together),
                 "dials": upstream.pool.dials,
                 "reuses": upstream.pool.reuses,
                 "tunnels": upstream.tunnels.open_count,
@@ -328,7 +338,7 @@ def _clients(served: Served, names: Sequence[str]) -> Items:
         }
     )
     for item in items:
-        item["requests"] = under_way[item["name"]]
+        item["under_way"] = under_way[item["name"]]
         item["waiting"] = held[item["name"]]
     return items
 

@@ -169,6 +169,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("dials", "dials", None, True),
         Column("reuses", "reuses", None, True),
         Column("tunnels", "tunnels", None, True),
+        Column("shared-with", "shared_with"),
     ),
     "clients": (
         Column("client", "name"),
@@ -178,7 +179,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("known-by", "known_by"),
         Column("upstreams", "upstreams"),
         Column("allowed", "allowed"),
-        Column("requests", "requests", None, True),
+        Column("under-way", "under_way", None, True),
         Column("waiting", "waiting", None, True),
     ),
     "recent": (

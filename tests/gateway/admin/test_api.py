@@ -132,6 +132,21 @@ def test_what_happened_is_shown(make: Make) -> None:
     assert admin.get("limits", upstream="other")["limits"] == []
 
 
+def test_a_pool_that_upstreams_share_is_shown_once(make: Make) -> None:
+    gateway, admin, origin = make()
+    twin = f'[upstream.twin]\norigin = "{origin.url}"\nconnections = 7\n'
+    assert gateway.reload(gateway.path.read_text() + twin)
+    assert statuses(gateway, 2, b"Authorization: Bearer abc") == [200] * 2
+    pools = admin.get("pools")["pools"]
+    pool = one(pools, upstream="api")
+    assert pool["shared_with"] == ["other", "twin"]
+    assert (pool["dials"], pool["max"]) == (1, 200 + 200 + 7)
+    assert len(pools) == 1
+    # Asked for by the other's name it is the same one.
+    (same,) = admin.get("pools", upstream="twin")["pools"]
+    assert (same["shared_with"], same["dials"]) == (["api", "other"], 1)
+
+
 def test_no_secret_is_in_anything(make: Make) -> None:
     gateway, admin, _ = make()
     statuses(gateway, 1, b"Authorization: Bearer abcdefgh")
