@@ -169,6 +169,35 @@ def test_workers_are_replaced_one_by_one_under_load(node: MakeNode, origin: Orig
 
 
 @pytest.mark.slow
+def test_replacing_again_and_again_refuses_nobody_who_stays_connected(
+    node: MakeNode, origin: Origin
+) -> None:
+    """Kept connections are closed between two answers, never within one, and each time all come
+    back: what the origin got is what was asked for, once each."""
+    process = node(origin, OPEN, settings=(WORKERS,))
+    seen = {one["pid"] for one in workers(process)}
+    with Load([process.address], 400) as load:
+        for number in range(1, 6):
+            load.go_on(0.3)
+            process.signal(signal.SIGUSR2)
+            until(
+                lambda number=number: len(process.log("workers replaced")) == number,
+                2 * BACK_SECONDS,
+                f"all are new, time {number}",
+            )
+            now = {one["pid"] for one in workers(process)}
+            assert len(now) == 2
+            assert not now & seen
+            seen |= now
+        load.go_on(0.3)
+    assert not load.failures
+    assert not load.unreached
+    assert set(load.statuses()) == {200}
+    assert len(origin.requests) == len(load.sent)
+    assert not process.log("worker ended")
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_told_to_end_hands_over_at_once(
     node: MakeNode, make_origin: Callable[..., Origin]
 ) -> None:
