@@ -7,6 +7,7 @@ clients that do not read cost about 1,000 x (WRITE_HIGH + READ_BYTES) = 128 MiB.
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from typing import Final
 
 __all__ = [
@@ -17,8 +18,8 @@ __all__ = [
     "PAUSE_PIPELINE",
     "READ_BYTES",
     "WRITE_HIGH",
+    "news_of",
     "peer_has_left",
-    "something_came",
 ]
 
 READ_BYTES: Final = 64 * 1024  # one read; the kernel's default receive buffer is of this order
@@ -46,8 +47,10 @@ def peer_has_left(fd: int) -> bool:
     )
 
 
-def something_came(fd: int) -> bool:
-    """Whether the peer has sent anything, a FIN or a reset included, that is not read yet."""
+def news_of(fd: int) -> Callable[[int], list[tuple[int, int]]]:
+    """A question: called with 0, it is true where the peer has sent anything that is not read yet,
+    a FIN or a reset included. To be asked as often as wanted while the descriptor is open.
+    """
     poll = select.poll()
     poll.register(fd, select.POLLIN | select.POLLRDHUP)
-    return bool(poll.poll(0))
+    return poll.poll
