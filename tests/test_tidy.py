@@ -55,6 +55,7 @@ PEERS_MAY = {"peers", "msgpack", "cryptography"}
 
 # Each third-party name has one door.
 DOORS = {
+    "aiokafka": ("gateway/connectors/kafka_link.py",),
     "hiredis": ("gateway/connectors/redis_store.py",),
     "httptools": ("gateway/h1/codec_httptools.py",),
     "h11": ("gateway/h1/codec_h11.py",),
@@ -286,7 +287,8 @@ def test_top_level_folders_are_the_users() -> None:
 def test_cold_libraries_are_imported_late() -> None:
     program = (
         "import sys, gateway.proxy.downstream, gateway.server;"
-        "cold = {'starlette','uvicorn','prometheus_client','httpcore','click','hiredis'};"
+        "cold = {'starlette','uvicorn','prometheus_client','httpcore','click','hiredis',"
+        "'aiokafka'};"
         "print(sorted(cold & set(sys.modules)))"
     )
     done = subprocess.run(

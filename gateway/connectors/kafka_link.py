@@ -1,0 +1,497 @@
+"""The door to a Kafka cluster: one consumer of a group, one producer, and nothing decided here.
+
+What is read, held and committed is decided by a `Taker` (`gateway.spool.kafka`). What it writes is
+kept until the cluster has acknowledged it on all replicas, and sent again when it has not: whoever
+writes hears of nothing but the acknowledgement, or that a record is too large. A cluster that is
+gone costs this worker's records their time and nothing else: both halves try again, each in its own
+task, and say so once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from gateway.clock import SECOND
+
+if TYPE_CHECKING:
+    from gateway.conf.schema import Kafka
+
+__all__ = ["KafkaLink", "Received", "Taker"]
+
+Headers = Sequence[tuple[str, bytes | None]]
+Marks = dict[int, tuple[int, str]]  # by partition: the offset to commit, and its metadata
+
+# How long a poll waits for records; that often it is also looked whether the group is well.
+POLL_MS: Final = 500
+# Records of one turn of the loop: at 0.1 ms each to be read and judged, 3 ms for live traffic.
+POLL_RECORDS: Final = 32
+FETCH_BYTES: Final = 8 * 1024 * 1024  # of all partitions, read ahead; one record may be longer
+SESSION_MS: Final = 10_000  # a gateway that was killed is missed after so long
+HEARTBEAT_MS: Final = 3_000
+REBALANCE_MS: Final = 30_000  # a revocation waits 5 s for what is under way; others wait for it
+METADATA_MS: Final = 30_000  # a topic that is made while we run is seen after so long
+REQUEST_MS: Final = 10_000
+LINGER_MS: Final = 5  # what comes within it goes in one batch
+RECORD_BYTES_MAX: Final = 1024 * 1024
+BACKOFF_SECONDS: Final = 0.5
+BACKOFF_MAX_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 5.0
+# A write that is not acknowledged for so long is behind: nothing more is sent that would need one.
+BEHIND_NS: Final = 2 * SECOND
+
+
+class Received(NamedTuple):
+    """A record of the requests topic. `timestamp_ms` is the producer's or the log's; -1: none."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Taker(Protocol):
+    """Who decides. All are called in the worker's loop."""
+
+    def received(self, records: Sequence[Received]) -> None:
+        """Records of one partition, in their order."""
+        ...
+
+    def assigned(self, committed: Marks) -> dict[int, int]:
+        """These partitions are this worker's from now on, with what is committed of them.
+
+        Returns where to read on in those of which more is known than that. All are read at first.
+        """
+        ...
+
+    async def revoked(self) -> None:
+        """All partitions are about to go, some of them to come back: what can be finished and
+        committed in a few seconds is."""
+        ...
+
+    def lost(self) -> None:
+        """They are gone, without a chance to commit."""
+        ...
+
+
+class _Write:
+    """A record to be written. `told` hears True once it is, False if it is too large."""
+
+    __slots__ = ("headers", "key", "since_ns", "told", "topic", "value")
+
+    def __init__(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes,
+        headers: list[tuple[str, bytes]],
+        told: Callable[[bool], None],
+        since_ns: int,
+    ) -> None:
+        self.topic = topic
+        self.key = key
+        self.value = value
+        self.headers = headers
+        self.told = told
+        self.since_ns = since_ns
+
+
+class KafkaLink:
+    """One worker's. `note` logs, `count` counts something rare."""
+
+    def __init__(
+        self,
+        conf: Kafka,
+        client_id: str,
+        now_ns: Callable[[], int],
+        chance: Callable[[], float],
+        note: Callable[..., None],
+        count: Callable[[str], None],
+    ) -> None:
+        self.up = False  # whether the group has this consumer
+        self.idempotent = False  # whether the cluster drops what the producer sends twice
+        self._conf = conf
+        self._client_id = client_id
+        self._now_ns = now_ns
+        self._chance = chance
+        self._note = note
+        self._count = count
+        self._taker: Taker
+        self._consumer: Any = None
+        self._broken: Exception | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._queue: deque[_Write] = deque()
+        self._unacknowledged: dict[_Write, None] = {}
+        self._flying: dict[asyncio.Future[Any], _Write] = {}
+        self._wake = asyncio.Event()
+        self._acknowledged = asyncio.Event()
+        self._failed: Exception | None = None  # for the task that writes
+        self._is_failing = False
+        self._write_failures = 0  # since one was acknowledged
+
+    @staticmethod
+    def check() -> None:
+        """Raises ImportError where the extra is not installed."""
+        try:
+            import aiokafka  # noqa: F401
+        except ImportError:
+            raise ImportError(
+                "[spool] kafka needs a package that is not installed: pip install 'egressd[kafka]'"
+            ) from None
+
+    def start(self, taker: Taker) -> None:
+        """Begins to read and write; a cluster that is not there is tried again."""
+        import logging
+
+        # What goes wrong comes as an exception and is told in this process's own log.
+        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+        self._taker = taker
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._read()), loop.create_task(self._write())]
+
+    async def stop(self) -> None:
+        """Leaves the group. What is not acknowledged within some seconds is given up."""
+        if not self._tasks:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._all_acknowledged()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._committing is not None:
+            self._committing.cancel()
+            await asyncio.gather(self._committing, return_exceptions=True)
+
+    # Reading.
+
+    def pause(self, partitions: Iterable[int]) -> None:
+        """They are not read until `resume`, or until they are assigned anew."""
+        self._of_own(partitions, lambda consumer, places: consumer.pause(*places))
+
+    def resume(self, partitions: Iterable[int]) -> None:
+        """They are read again."""
+        self._of_own(partitions, lambda consumer, places: consumer.resume(*places))
+
+    def _of_own(self, partitions: Iterable[int], do: Callable[[Any, Any], None]) -> None:
+        consumer = self._consumer
+        if consumer is not None:
+            places = {_place(self._conf.requests, number) for number in partitions}
+            own = places & consumer.assignment()
+            if own:
+                do(consumer, own)
+
+    def end_of(self, partition: int) -> int | None:
+        """The offset that the next record of it will have, as far as is known."""
+        place = _place(self._conf.requests, partition)
+        consumer = self._consumer
+        if consumer is None or place not in consumer.assignment():
+            return None
+        end: int | None = consumer.highwater(place)
+        return end
+
+    async def _read(self) -> None:
+        attempts = 0
+        while True:
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    await self._join(stack)
+                    while True:
+                        await self._poll()
+                        attempts = 0
+            except Exception as error:  # whatever it is, the records are still there
+                self.up = False
+                self._consumer = None
+                self._count("kafka_sessions_failed")
+                if not attempts:
+                    self._note("kafka down", reason=_words(error))
+                self._taker.lost()
+            await asyncio.sleep(self._backoff_seconds(attempts))
+            attempts += 1
+
+    async def _join(self, stack: contextlib.AsyncExitStack) -> None:
+        from aiokafka import AIOKafkaConsumer
+        from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+
+        self._broken = None
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=list(self._conf.bootstrap),
+            client_id=self._client_id,
+            group_id=self._conf.group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            # Partitions stay where they are: what is in hand of them is not begun anew.
+            partition_assignment_strategy=(StickyPartitionAssignor,),
+            fetch_max_bytes=FETCH_BYTES,
+            request_timeout_ms=REQUEST_MS,
+            session_timeout_ms=SESSION_MS,
+            heartbeat_interval_ms=HEARTBEAT_MS,
+            rebalance_timeout_ms=REBALANCE_MS,
+            metadata_max_age_ms=METADATA_MS,
+        )
+        stack.push_async_callback(_stopped, consumer)
+        await consumer.start()
+        self._consumer = consumer
+        consumer.subscribe([self._conf.requests], listener=_listener(self))
+
+    async def _poll(self) -> None:
+        found = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=POLL_RECORDS)
+        if self._broken is not None:
+            raise self._broken
+        for place, records in found.items():
+            self._taker.received([_received(place.partition, record) for record in records])
+        # What was read ahead comes without a wait, and others want their turn.
+        await asyncio.sleep(0)
+
+    async def on_assigned(self, places: Iterable[Any]) -> None:
+        """The group gave out its partitions."""
+        try:
+            committed = await self._committed(list(places))
+        except Exception as error:  # nobody would know where to begin: the group is joined anew
+            self._broken = error
+            return
+        for number, offset in self._taker.assigned(committed).items():
+            self._consumer.seek(_place(self._conf.requests, number), offset)
+        if not self.up:
+            self.up = True
+            self._note("kafka up", partitions=len(committed))
+
+    async def on_revoked(self, places: Iterable[Any]) -> None:
+        """The group is about to give out its partitions anew."""
+        if list(places):
+            await self._taker.revoked()
+
+    async def _committed(self, places: list[Any]) -> Marks:
+        """What was committed, with its metadata, which the consumer does not tell."""
+        if not places:
+            return {}
+        from aiokafka.admin import AIOKafkaAdminClient
+
+        admin = AIOKafkaAdminClient(
+            bootstrap_servers=list(self._conf.bootstrap),
+            client_id=self._client_id,
+            request_timeout_ms=REQUEST_MS,
+        )
+        try:
+            await admin.start()
+            found = await admin.list_consumer_group_offsets(self._conf.group, partitions=places)
+        finally:
+            await admin.close()
+        marks: Marks = {}
+        for place in places:
+            offset, metadata = found.get(place, (-1, ""))
+            marks[place.partition] = (max(0, offset), metadata or "")
+        return marks
+
+    # Committing.
+
+    def commit(self, marks: Marks, told: Callable[[bool], None]) -> None:
+        """Commits; one at a time. `told` hears whether it was taken."""
+        self._committing = asyncio.get_running_loop().create_task(self._commit(marks, told))
+
+    async def _commit(self, marks: Marks, told: Callable[[bool], None]) -> None:
+        told(await self.committed(marks))
+
+    async def committed(self, marks: Marks) -> bool:
+        """Commits what is still this worker's, and says whether that went well."""
+        consumer = self._consumer
+        if consumer is None:
+            return False
+        own = consumer.assignment()
+        places = {_place(self._conf.requests, number): mark for number, mark in marks.items()}
+        try:
+            await consumer.commit({place: mark for place, mark in places.items() if place in own})
+        except Exception:  # whoever has the partitions then begins a little earlier
+            self._count("kafka_commits_failed")
+            return False
+        return True
+
+    # Writing.
+
+    def write(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes,
+        headers: list[tuple[str, bytes]],
+        told: Callable[[bool], None],
+    ) -> None:
+        """Has a record written, however long that takes; `told` hears when all replicas have it,
+        or that it is too large."""
+        write = _Write(topic, key, value, headers, told, self._now_ns())
+        self._unacknowledged[write] = None
+        self._queue.append(write)
+        self._wake.set()
+
+    @property
+    def unacknowledged(self) -> int:
+        """Records that are being written."""
+        return len(self._unacknowledged)
+
+    def is_behind(self, now_ns: int) -> bool:
+        """Whether writes wait for longer than is good."""
+        oldest = next(iter(self._unacknowledged), None)
+        return self._is_failing or (oldest is not None and now_ns - oldest.since_ns > BEHIND_NS)
+
+    async def _all_acknowledged(self) -> None:
+        while self._unacknowledged:
+            self._acknowledged.clear()
+            await self._acknowledged.wait()
+
+    async def _write(self) -> None:
+        while True:
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    producer = await self._produce(stack)
+                    while True:
+                        await self._write_next(producer)
+            except Exception as error:  # whatever it is, the writes are still here
+                self._count("kafka_writes_failed")
+                if not self._write_failures:
+                    self._note("kafka write failed", reason=_words(error))
+                self._is_failing = True
+                self._again()
+            await asyncio.sleep(self._backoff_seconds(self._write_failures))
+            self._write_failures += 1
+
+    async def _write_next(self, producer: Any) -> None:
+        while not self._queue and self._failed is None:
+            self._wake.clear()
+            await self._wake.wait()
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
+        write = self._queue.popleft()
+        try:
+            async with asyncio.timeout(REQUEST_MS / 1000):
+                future = await producer.send(
+                    write.topic, write.value, write.key, headers=write.headers
+                )
+        except _too_large():
+            self._settle(write, False)
+        except BaseException:
+            self._queue.append(write)  # at the end: its topic may be the only one that is missing
+            raise
+        else:
+            self._flying[future] = write
+            future.add_done_callback(self._landed)
+
+    def _landed(self, future: asyncio.Future[Any]) -> None:
+        write = self._flying.pop(future, None)
+        error = None if future.cancelled() else future.exception()
+        if write is None:
+            return  # it is being written anew
+        if future.cancelled():
+            self._queue.append(write)
+        elif error is None:
+            self._is_failing = False
+            self._write_failures = 0
+            self._settle(write, True)
+        elif isinstance(error, _too_large()):
+            self._settle(write, False)
+        else:
+            self._queue.append(write)
+            self._failed = OSError(_words(error))
+        self._wake.set()
+
+    def _settle(self, write: _Write, is_written: bool) -> None:
+        del self._unacknowledged[write]
+        self._acknowledged.set()
+        write.told(is_written)
+
+    def _again(self) -> None:
+        """A producer was given up; what it had not finished is written anew."""
+        self._queue.extendleft(reversed(self._flying.values()))
+        self._flying.clear()
+        self._failed = None
+
+    async def _produce(self, stack: contextlib.AsyncExitStack) -> Any:
+        """A producer whose cluster drops repetitions; or, where it cannot, one that may repeat."""
+        from aiokafka.errors import KafkaConnectionError
+
+        try:
+            producer = await self._started(stack, idempotent=True)
+            self.idempotent = True
+        except (KafkaConnectionError, TimeoutError):
+            raise
+        except Exception:  # each broker has its own way to say that it has no such request
+            producer = await self._started(stack, idempotent=False)
+            self.idempotent = False
+        return producer
+
+    async def _started(self, stack: contextlib.AsyncExitStack, *, idempotent: bool) -> Any:
+        from aiokafka import AIOKafkaProducer
+
+        producer = AIOKafkaProducer(
+            bootstrap_servers=list(self._conf.bootstrap),
+            client_id=self._client_id,
+            acks="all",
+            enable_idempotence=idempotent,
+            linger_ms=LINGER_MS,
+            max_request_size=RECORD_BYTES_MAX,
+            request_timeout_ms=REQUEST_MS,
+            metadata_max_age_ms=METADATA_MS,
+        )
+        try:
+            async with asyncio.timeout(REQUEST_MS / 1000):
+                await producer.start()
+        except BaseException:
+            await _stopped(producer)
+            raise
+        stack.push_async_callback(_stopped, producer)
+        return producer
+
+    def _backoff_seconds(self, attempts: int) -> float:
+        longest = min(BACKOFF_MAX_SECONDS, BACKOFF_SECONDS * (1 << min(attempts, 10)))
+        return longest * (0.5 + self._chance() / 2)
+
+
+def _place(topic: str, partition: int) -> Any:
+    from aiokafka import TopicPartition
+
+    return TopicPartition(topic, partition)
+
+
+def _received(partition: int, record: Any) -> Received:
+    return Received(
+        partition, record.offset, record.timestamp, record.key, record.value, record.headers
+    )
+
+
+def _listener(link: KafkaLink) -> Any:
+    """A listener of the library's own class, which it asks for."""
+    from aiokafka import ConsumerRebalanceListener
+
+    class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+        def on_partitions_assigned(self, assigned: Any) -> Awaitable[None]:
+            return link.on_assigned(assigned)
+
+        def on_partitions_revoked(self, revoked: Any) -> Awaitable[None]:
+            return link.on_revoked(revoked)
+
+    return Listener()
+
+
+def _too_large() -> tuple[type[Exception], ...]:
+    from aiokafka.errors import MessageSizeTooLargeError, RecordTooLargeError
+
+    return (MessageSizeTooLargeError, RecordTooLargeError)
+
+
+async def _stopped(client: Any) -> None:
+    """Stops a consumer or producer, which may wait for a cluster that is gone."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(STOP_SECONDS):
+            await client.stop()
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
