@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import sys
 from collections.abc import Callable, Coroutine, Iterable
 from time import monotonic_ns
 from typing import Any, cast
@@ -196,11 +195,15 @@ class MeshDriver:
         self._flush()
 
     def _count_unread(self) -> None:
-        """What the kernel dropped of this socket's datagrams is told with what the node dropped.
-        It is counted modulo 2^32, and told so."""
-        if self._transport is not None and self._udp is not None and sys.platform == "linux":
+        """What the kernel dropped of this socket's datagrams (modulo 2^32) is told with what the
+        node dropped."""
+        if self._transport is None or self._udp is None:
+            return
+        try:
             figures = self._udp.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
             self.node.drops[Drop.UNREAD.value] = _MEMINFO.unpack(figures)[-1]
+        except (OSError, struct.error):  # no Linux, or one before 4.12: asked once
+            self._udp = None
 
     def _send(self, datagrams: Iterable[tuple[bytes, Address]]) -> None:
         transport = self._transport

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -25,7 +25,7 @@ from peers.core.events import (
 )
 from peers.core.node import Node
 from peers.core.rows import ROOM, MeshRow
-from peers.driver import MeshDriver
+from peers.driver import MeshDriver, _enlarge
 
 KEY = b"k" * 32
 T = TypeVar("T")
@@ -371,6 +371,39 @@ def test_what_the_kernel_drops_is_told() -> None:
                     await asyncio.sleep(0.01)
             assert node.drops["unread"] > sent // 2
             assert node.drops["garbage"] - read > 100
+            now_ns = time.monotonic_ns()
+            members[1].node.open_breaker(b"s", 1, now_ns + SECOND, 1, now_ns)
+            await members[0].sees(lambda event: isinstance(event, BreakerOpened))
+
+    run(scenario)
+
+
+class Stubborn:
+    """A socket of a kernel that neither enlarges a buffer by force nor tells what it dropped."""
+
+    def __init__(self) -> None:
+        self.options: dict[int, int] = {}
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        if option != socket.SO_RCVBUF:
+            raise PermissionError
+        self.options[option] = value
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        raise OSError("protocol not available")
+
+
+def test_an_older_kernel_or_fewer_rights_are_enough() -> None:
+    sock = Stubborn()
+    _enlarge(cast(socket.socket, sock))
+    assert sock.options == {socket.SO_RCVBUF: 1 << 20}
+
+    async def scenario() -> None:
+        async with cluster(2) as members:
+            members[0].driver._udp = cast(socket.socket, sock)
+            async with asyncio.timeout(5):
+                while members[0].driver._udp is not None:
+                    await asyncio.sleep(0.01)
             now_ns = time.monotonic_ns()
             members[1].node.open_breaker(b"s", 1, now_ns + SECOND, 1, now_ns)
             await members[0].sees(lambda event: isinstance(event, BreakerOpened))
