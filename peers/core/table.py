@@ -251,7 +251,7 @@ class SharedTable(RowTable[R]):
             "burst": self.effective.burst,
             "excess_bound": self.excess_bound(),
             "cadence_ns": self.cadence_ns,
-            "differs": self.effective != self.rule,
+            "differs": self.effective != self.announced,
             "rows": len(self._rows),
             "active_rows": len(self._active),
             "evicted": self.evicted,

@@ -238,6 +238,7 @@ class TestEasing:
         row.ease(NOW)
         assert (limit.slots, limit.eased, limit.announced.burst) == (6, 6, 6)
         assert limit.stats()["eased"] == 6
+        assert not limit.stats()["differs"]  # nobody is configured otherwise
         row.ease(NOW + SECOND)
         assert limit.slots == 6  # seven were under way: that is no news
         limit.expire(NOW + 9 * SECOND)
