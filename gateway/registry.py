@@ -18,7 +18,9 @@ from gateway.limits.gcra import Gcra
 from gateway.limits.inflight import Inflight
 from gateway.limits.lessons import Lesson
 from gateway.limits.settled import Settled, central_of, unwrapped
+from gateway.limits.stick_table import StickTable
 from gateway.limits.window import STEP_NS, Window
+from gateway.limits.wrapped import WrappedLimit
 from peers.core.counters import MeshLimit
 from peers.core.exact import ExactLimit
 from peers.core.windows import WindowLimit
@@ -88,6 +90,15 @@ def levers(limit: Limit) -> tuple[Fill | None, Scale | None]:
     if isinstance(limit, ExactLimit):
         return limit.fill, limit.set_rate_factor
     return None, None
+
+
+def _drop_rows(limit: Limit) -> None:
+    """Those of a node's own limit and of what stands in front of one; the mesh has dropped its."""
+    while isinstance(limit, WrappedLimit):
+        limit.drop_all()
+        limit = limit.inner
+    if isinstance(limit, StickTable):
+        limit.drop_all()
 
 
 def _central_levers(central: CentralLimit) -> tuple[Fill | None, Scale | None]:
@@ -192,13 +203,15 @@ class Registry:
         """Lets go of what no conf names any more."""
         kept = set(identities)
         for identity in [name for name in self._limits if name not in kept]:
-            del self._limits[identity]
+            _drop_rows(self._limits.pop(identity))
             self._split.pop(identity, None)
             self._lessons.pop(identity, None)
             self._sets.pop(identity, None)
             self._central.pop(identity, None)
             self._mesh.forget(identity)
         named = set(upstreams)
+        for name in self.connections.keys() - named:
+            self.connections[name].drop_all()
         for book in (self.connections, self.breakers, self.pacers, self.counts):
             for name in [name for name in book if name not in named]:
                 del book[name]

@@ -89,6 +89,15 @@ class StickTable(Generic[R]):
         """The whole table is cleared: rows made from now on start empty again."""
         self._full_until_ns = None
 
+    def drop_all(self) -> None:
+        """Nothing names the limit any more: rows are freed with the last exchange that has one.
+
+        Each row leads to its limit; where that led back to all of them, only the collector would
+        find the table, which may have 20,000, and it seldom looks at what is old.
+        """
+        self._rows.clear()
+        self._last_key = None
+
     def __len__(self) -> int:
         return len(self._rows)
 
