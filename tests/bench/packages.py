@@ -34,9 +34,11 @@ def install(programs: Iterable[str]) -> str:
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         return f"not installed, and only root with apt-get could change that: {', '.join(missing)}"
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    # Where packets to the mirror vanish, nobody should wait for minutes to hear that it is so.
+    apt = ["apt-get", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20"]
     for argv in (
-        ["apt-get", "update"],
-        ["apt-get", "install", "--yes", "--no-install-recommends", *missing],
+        [*apt, "update"],
+        [*apt, "install", "--yes", "--no-install-recommends", *missing],
     ):
         with _services_stay_off():
             done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
