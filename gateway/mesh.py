@@ -198,13 +198,15 @@ class MeshAdapter:
                 raise ValueError("a limit has a rate or slots")
             return self.node.held_limit(identity, slots=conf.in_flight, **facts)
         if conf.algorithm == "window":
-            return self.node.window_limit(
-                identity,
-                count=rate.count,
-                period_ns=rate.period_ns,
-                wall_offset_ns=wall_ns() - monotonic_ns() if conf.align == "clock" else None,
-                **facts,
-            )
+            facts |= {
+                "count": rate.count,
+                "period_ns": rate.period_ns,
+                "wall_offset_ns": wall_ns() - monotonic_ns() if conf.align == "clock" else None,
+            }
+            if conf.sync == "exact":
+                now_ns = self._worker.now_ns()
+                return self.node.exact_window_limit(identity, **facts, now_ns=now_ns)
+            return self.node.window_limit(identity, **facts)
         facts |= {
             "rate_count": rate.count,
             "rate_period_ns": rate.period_ns,

@@ -23,6 +23,7 @@ from gateway.limits.window import STEP_NS, Window
 from gateway.limits.wrapped import WrappedLimit
 from peers.core.counters import MeshLimit
 from peers.core.exact import ExactLimit
+from peers.core.quotas import ExactWindow
 from peers.core.windows import WindowLimit
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def levers(limit: Limit) -> tuple[Fill | None, Scale | None]:
             mesh_limit.set_rate_factor(factor)
 
         return fill, scale
-    if isinstance(limit, ExactLimit):
+    if isinstance(limit, ExactLimit) and limit.drains:
         return limit.fill, limit.set_rate_factor
     return None, None
 
@@ -193,7 +194,7 @@ class Registry:
             if isinstance(limit, Window):
                 limit.align(limit.aligned, wall_offset_ns, now_ns)
         for shared in map(unwrapped, self._limits.values()):
-            if not isinstance(shared, WindowLimit) or not shared.aligned:
+            if not isinstance(shared, WindowLimit | ExactWindow) or not shared.aligned:
                 continue
             # A window under way in the mesh ends when its members agreed that it does.
             if abs(wall_offset_ns - shared.wall_offset_ns) >= STEP_NS:

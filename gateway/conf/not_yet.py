@@ -32,12 +32,6 @@ def _given(value: Any, _: Any) -> bool:
 # To make a key available: take its row out. The tests then name the lines of the reference file
 # and the cases that go with it.
 NOT_YET: tuple[Row, ...] = (
-    Row(
-        "upstream.*.limit.*.sync",
-        lambda value, limit: limit.algorithm == "window" and value == "exact",
-        '"exact" with a window',
-        'use "mesh" or "local"',
-    ),
     Row("spool.kafka", _given, "", "leave the table out; `path` is the embedded store"),
 )
 

@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from peers.core.config import SECOND, Config
 from peers.core.counters import Rule, Surroundings
 from peers.core.exact import ExactLimit
 from peers.core.gossip import frames_of, key64, rule_name
 from peers.core.leases import LEASE_NS, ExactRow, Owner
-from peers.core.ledger import Ask, Grant, Ledger
+from peers.core.ledger import Ledger
 from peers.core.members import Members
 from peers.core.outbox import Outbox
 from peers.core.wire import FRAMES_BYTES_MAX, U32, U63, Kind, pack
+from peers.core.witness import Witnesses, best_of
 
 __all__ = ["LeaseDesk"]
+
+_L = TypeVar("_L", bound=ExactLimit)
 
 # How long a new owner waits at most for all to state its view: a lease that was renewed just
 # before the change, and as long again for a member that had not heard of the change yet.
@@ -62,7 +66,7 @@ class LeaseDesk:
         self._by_name: dict[int, ExactLimit] = {}
         self._rows: dict[int, ExactRow] = {}
         self._due: list[ExactRow] = []
-        self._answers: dict[tuple[bytes, int], Grant] = {}
+        self._answers: dict[tuple[bytes, int], tuple[Kind, tuple[int, ...]]] = {}
         self._live: dict[bytes, int] = {members.me.node: members.me.boot}
         self._view = self._hash_view()
         self._stated: dict[bytes, tuple[int, int, int]] = {}  # node: (boot, view, when)
@@ -70,6 +74,7 @@ class LeaseDesk:
         self._heard_until_ns = now_ns + LEASE_NS
         self._alone_ns = now_ns + _ALONE_NS
         self._met_others = False
+        self._witnesses = Witnesses(config, members, outbox, self._by_name, self._live, now_ns)
         self._gen = 0
         # A term must not come again in a later life: a member may still speak of the one before.
         self._term = (members.me.boot << 16) & U63
@@ -83,6 +88,7 @@ class LeaseDesk:
 
     def limit(
         self,
+        kind: type[_L],
         identity: str,
         rule: Rule,
         *,
@@ -91,9 +97,9 @@ class LeaseDesk:
         keys_max: int,
         dry_run: bool,
         now_ns: int,
-    ) -> ExactLimit:
+    ) -> _L:
         limit = self._limits.get(identity)
-        if limit is not None:
+        if isinstance(limit, kind):
             limit.reconfigure(
                 rule,
                 name=name,
@@ -103,7 +109,7 @@ class LeaseDesk:
                 now_ns=now_ns,
             )
             return limit
-        limit = self._limits[identity] = ExactLimit(
+        made = self._limits[identity] = kind(
             self,
             identity,
             rule,
@@ -113,8 +119,8 @@ class LeaseDesk:
             keys_max=keys_max,
             dry_run=dry_run,
         )
-        self._by_name[rule_name(self._config.cluster, identity)] = limit
-        return limit
+        self._by_name[rule_name(self._config.cluster, identity)] = made
+        return made
 
     def forget_limit(self, identity: str) -> None:
         limit = self._limits.pop(identity, None)
@@ -149,9 +155,8 @@ class LeaseDesk:
 
     def owner(self, key64: int) -> Owner | None:
         """The owner of a key in the present view; None: this node."""
-        me = self._members.me.node
-        best = max(self._live, key=lambda node: _weight(key64, node))
-        return None if best == me else Owner(best, self._live[best])
+        best = best_of(key64, self._live)
+        return None if best == self._members.me.node else Owner(best, self._live[best])
 
     def members_changed(self, now_ns: int) -> None:
         """The table of members is another one than before; is the view?"""
@@ -172,17 +177,16 @@ class LeaseDesk:
         self._view = self._hash_view()
         self.agreed_ns = None
         self._hold_until_ns = now_ns + _HOLD_NS
+        self._witnesses.members_changed(live, now_ns)
         for node in gone:
             self._stated.pop(node, None)
         for limit in self._limits.values():
             for name, ledger in list(limit.ledgers.items()):
-                own = _weight(name, me.node)
-                if any(_weight(name, node) > own for node in came):
-                    limit.drop_ledger(name)
-                    self._lost_ns = now_ns
-                    continue
                 for node in gone:
                     ledger.drop(node, now_ns)
+                if best_of(name, (me.node, *came)) != me.node:
+                    limit.retire_ledger(name, now_ns)
+                    self._lost_ns = now_ns
         if self._limits:
             self._outbox.send_all(self.view_frame())
         self._count_heard(now_ns)
@@ -221,16 +225,19 @@ class LeaseDesk:
         """Ends the hold when all live members state this node's view, or its time is over."""
         if self.agreed_ns is not None or self.joining:
             return
-        me = self._members.me.node
-        agreed = all(
-            node == me or self._stated.get(node, (0, 0, 0))[:2] == (boot, self._view)
-            for node, boot in self._live.items()
-        )
         # A key that went away and came back at once: members may not have seen that it did, and
         # still hold what the ledger before granted.
         flapped = now_ns - self._lost_ns < _HOLD_NS
-        if (agreed and not flapped) or now_ns >= self._hold_until_ns:
+        if (not flapped and self._unanimous()) or now_ns >= self._hold_until_ns:
             self.agreed_ns = now_ns
+
+    def _unanimous(self) -> bool:
+        """Whether all live members state this node's view."""
+        me = self._members.me.node
+        return all(
+            node == me or self._stated.get(node, (0, 0, 0))[:2] == (boot, self._view)
+            for node, boot in self._live.items()
+        )
 
     def _count_heard(self, now_ns: int) -> None:
         """Until when more than half of the live members have been heard within a lease."""
@@ -257,20 +264,24 @@ class LeaseDesk:
 
     def make_row(self, limit: ExactLimit, key: bytes, now_ns: int) -> ExactRow:
         name = self.bucket(limit, key)
-        row = self._rows[name] = ExactRow(limit, key, name, self._next_gen(), now_ns)
+        row = self._rows[name] = limit.new_row(key, name, self._next_gen(), now_ns)
         return row
 
     def make_ledger(self, limit: ExactLimit, key64: int, now_ns: int) -> Ledger:
-        """A key's bucket as of now. In a view that has just begun it was another's, and may be
-        full; since then it drains whether or not anybody keeps a ledger of it."""
-        level = limit.burst
-        if not self._met_others and not self.joining:
-            level = 0.0
-        elif self.agreed_ns is not None:
-            level = max(0.0, level - (now_ns - self.agreed_ns) * limit.rate)
-        holding = self.agreed_ns is None
+        """A key's bucket as of now. What it was before the view began is presumed to be full, and
+        asked for; since then it drains whether or not anybody keeps a ledger of it."""
+        ledger = limit.new_ledger(key64, now_ns)
+        agreed_ns = self.agreed_ns
+        remembered = agreed_ns is None or now_ns - agreed_ns < limit.memory_ns
+        if remembered and (self._met_others or self.joining):
+            ledger.presume(now_ns)
+            self._witnesses.inquire(limit, ledger)
+            self.wake()
+        return ledger
+
+    def next_term(self) -> int:
         self._term += 1
-        return Ledger(limit, key64, self._term, level, holding, now_ns)
+        return self._term
 
     def row_of(self, key64: int) -> ExactRow | None:
         return self._rows.get(key64)
@@ -305,7 +316,7 @@ class LeaseDesk:
         if not self._met_others:
             for limit in self._limits.values():
                 for ledger in limit.ledgers.values():
-                    ledger.empty()
+                    ledger.recall((), now_ns)  # nobody was there to spend
 
     def tick(self, now_ns: int) -> None:
         if self.joining and now_ns >= self._alone_ns:
@@ -317,6 +328,8 @@ class LeaseDesk:
             limit.due_urgent(now_ns, self._due)
             for ledger in limit.serve_due(now_ns):
                 self._serve(limit, ledger, now_ns)
+        if not self.joining:
+            self._witnesses.tick(self._unanimous(), now_ns)
         if now_ns >= self._rules_ns:
             self._rules_ns = now_ns + _RULES_NS
             self._announce_rules()
@@ -329,8 +342,10 @@ class LeaseDesk:
         wake_ns = min(self._expire_ns, self._rules_ns)
         if self.joining:
             wake_ns = min(wake_ns, self._alone_ns)
-        elif self.agreed_ns is None:
-            wake_ns = min(wake_ns, self._hold_until_ns)
+        else:
+            wake_ns = min(wake_ns, self._witnesses.next_wake_ns())
+            if self.agreed_ns is None:
+                wake_ns = min(wake_ns, self._hold_until_ns)
         for limit in self._limits.values():
             due_ns = limit.next_wake_ns(now_ns)
             if due_ns is not None and due_ns < wake_ns:
@@ -340,7 +355,8 @@ class LeaseDesk:
     def _serve(self, limit: ExactLimit, ledger: Ledger, now_ns: int) -> None:
         for account in ledger.serve(now_ns):
             if account.node:
-                self._answers[account.node, ledger.key64] = ledger.answer(account, now_ns)
+                answer = limit.grant_kind, ledger.answer(account, now_ns)
+                self._answers[account.node, ledger.key64] = answer
             else:
                 row = self._rows.get(ledger.key64)
                 if row is not None and row.ledger is ledger:
@@ -362,22 +378,28 @@ class LeaseDesk:
         """Puts what is due into the outbox: requests to owners, answers to members."""
         if self._due:
             due, self._due = self._due, []
-            asks: dict[bytes, list[bytes]] = {}
+            asks: dict[tuple[bytes, Kind], list[bytes]] = {}
             for row in due:
                 if row.owner is not None and row.ledger is None:
                     name = rule_name(self._config.cluster, row.limit.identity)
-                    asks.setdefault(row.owner.node, []).append(pack(row.tell(name, now_ns)))
+                    to = row.owner.node, row.limit.ask_kind
+                    asks.setdefault(to, []).append(pack(row.tell(name, now_ns)))
                     self.asks_sent += 1
-            for node, items in asks.items():
-                self._send(node, items, Kind.LEASE_ASK)
+            for (node, kind), items in asks.items():
+                self._send(node, items, kind)
         if self._answers:
             answers, self._answers = self._answers, {}
-            grants: dict[bytes, list[bytes]] = {}
-            for (node, _), grant in answers.items():
-                grants.setdefault(node, []).append(pack(grant))
+            grants: dict[tuple[bytes, Kind], list[bytes]] = {}
+            for (node, _), (kind, grant) in answers.items():
+                grants.setdefault((node, kind), []).append(pack(grant))
                 self.grants_sent += 1
-            for node, items in grants.items():
-                self._send(node, items, Kind.LEASE_GRANT)
+            for (node, kind), items in grants.items():
+                self._send(node, items, kind)
+
+    def leave(self, now_ns: int) -> None:
+        """Leaves the books to those who own the keys when this node is gone."""
+        if not self.joining:
+            self._witnesses.bequeath(now_ns)
 
     def _send(self, node: bytes, items: Sequence[bytes], kind: Kind) -> None:
         member = self._members.get(node)
@@ -388,14 +410,14 @@ class LeaseDesk:
     # -- in
 
     def asks_heard(
-        self, node: bytes, boot: int, seq: int, asks: Iterable[Ask], now_ns: int
+        self, kind: Kind, node: bytes, boot: int, seq: int, asks: Iterable[Any], now_ns: int
     ) -> None:
         """A member asks: what this node owns is granted now if it is there."""
         if self._live.get(node) != boot:
             return
         for ask in asks:
             limit = self._by_name.get(ask[1])
-            if limit is None or self.owner(ask[0]) is not None:
+            if limit is None or limit.ask_kind != kind or self.owner(ask[0]) is not None:
                 continue
             ledger = limit.ledger(ask[0], now_ns)
             account = ledger.hear(node, boot, seq, ask, now_ns)
@@ -403,13 +425,30 @@ class LeaseDesk:
                 continue
             if ledger in limit.claims and self._alone_claims(ledger, now_ns):
                 self._serve(limit, ledger, now_ns)
-            self._answers[node, ledger.key64] = ledger.answer(account, now_ns)
+            answer = limit.grant_kind, ledger.answer(account, now_ns)
+            self._answers[node, ledger.key64] = answer
 
-    def grants_heard(self, node: bytes, boot: int, grants: Iterable[Grant], now_ns: int) -> None:
+    def grants_heard(
+        self, kind: Kind, node: bytes, boot: int, grants: Iterable[Any], now_ns: int
+    ) -> None:
         for grant in grants:
             row = self._rows.get(grant[0])
-            if row is not None and row.version == self.version and row.owner == (node, boot):
+            if row is None or row.limit.grant_kind != kind:
+                continue
+            if row.version == self.version and row.owner == (node, boot):
                 row.heard(grant, now_ns)
+
+    def ledgers_asked(self, node: bytes, asks: Iterable[Any], now_ns: int) -> None:
+        """A new owner asks what this node knows of its keys."""
+        self._witnesses.asked(node, asks, now_ns)
+
+    def ledgers_told(self, node: bytes, states: Iterable[Any], now_ns: int) -> None:
+        """Somebody knows of a key that this node owns now."""
+        self._witnesses.told(node, states, now_ns)
+
+    def legacy_heard(self, node: bytes, boot: int, items: Iterable[Any], now_ns: int) -> None:
+        """A member that leaves tells what this node will own."""
+        self._witnesses.inherited(node, boot, items, now_ns)
 
     def advertised_heard(self, items: Iterable[tuple[int, int]], now_ns: int) -> None:
         """What an upstream told a member."""
@@ -427,8 +466,3 @@ class LeaseDesk:
     def _next_gen(self) -> int:
         self._gen = (self._gen + 1) & U32
         return self._gen
-
-
-def _weight(key64: int, node: bytes) -> bytes:
-    text = key64.to_bytes(8, "big") + node
-    return hashlib.blake2b(text, digest_size=8, person=b"egressd owner").digest()

@@ -14,6 +14,7 @@ from peers.core.config import MS, SECOND
 from peers.core.leases import LEASE_NS, ExactRow, Owner
 from peers.core.ledger import Ledger
 from peers.core.table import RowTable, Rule, Surroundings
+from peers.core.wire import Kind
 
 __all__ = ["Desk", "ExactLimit"]
 
@@ -57,6 +58,8 @@ class Desk(Protocol):
 
     def make_ledger(self, limit: ExactLimit, key64: int, now_ns: int) -> Ledger: ...
 
+    def next_term(self) -> int: ...
+
     def row_of(self, key64: int) -> ExactRow | None: ...
 
     def row_gone(self, row: ExactRow) -> None: ...
@@ -72,8 +75,12 @@ class ExactLimit(RowTable[ExactRow]):
     """A rate that the mesh never exceeds. Satisfies `gateway.limits.verdict.Limit`.
 
     `rate` (tokens per nanosecond) and `burst` are what is in force now; `claims` are this node's
-    ledgers whose tokens are asked for and not there.
+    ledgers whose tokens are asked for and not there, `former` those of keys that others own now.
     """
+
+    drains = True  # tokens come back at a rate, which can be scaled
+    ask_kind = Kind.LEASE_ASK
+    grant_kind = Kind.LEASE_GRANT
 
     def __init__(
         self,
@@ -99,6 +106,7 @@ class ExactLimit(RowTable[ExactRow]):
         )
         self.claims: dict[Ledger, None] = {}
         self.ledgers: OrderedDict[int, Ledger] = OrderedDict()
+        self.former: OrderedDict[int, Ledger] = OrderedDict()
         self.rate = rule.rate
         self.version = desk.version  # of the membership that ownership goes by
         self._next_tick_ns = 0
@@ -177,6 +185,8 @@ class ExactLimit(RowTable[ExactRow]):
         self.rate = rate
         self.burst = 0.0 if self.closed else float(effective.burst)
         self.members = members
+        # A bucket that nobody used for so long is empty.
+        self.memory_ns = int(effective.burst / rate)
         self.alone_burst = max(1.0, self.burst / members)
         # A purse of 40 ms of demand, but nobody gets more than its part of the bucket.
         self.fair_share = max(1, effective.burst // members)
@@ -285,11 +295,31 @@ class ExactLimit(RowTable[ExactRow]):
             self.ledgers.move_to_end(key64)
         return ledger
 
+    def new_row(self, key: bytes, name: int, gen: int, now_ns: int) -> ExactRow:
+        return ExactRow(self, key, name, gen, now_ns)
+
+    def new_ledger(self, key64: int, now_ns: int) -> Ledger:
+        return Ledger(self, key64, self.desk.next_term(), now_ns)
+
     def drop_ledger(self, key64: int) -> None:
-        """Another member owns the key from now on."""
+        """The ledger says nothing that a new one would not say."""
         ledger = self.ledgers.pop(key64, None)
         if ledger is not None:
             self.claims.pop(ledger, None)
+
+    def retire_ledger(self, key64: int, now_ns: int) -> None:
+        """Another member owns the key from now on, and may ask what it should know."""
+        ledger = self.ledgers[key64]
+        self.drop_ledger(key64)
+        ledger.retire(now_ns)
+        self.remember(ledger)
+
+    def remember(self, ledger: Ledger) -> None:
+        """Keeps what this node knows of a key that it does not own, or does not own yet."""
+        self.former[ledger.key64] = ledger
+        self.former.move_to_end(ledger.key64)
+        if len(self.former) > self.keys_max:
+            self.former.popitem(last=False)
 
     def claimed(self, ledger: Ledger, now_ns: int) -> None:
         """Tokens of this ledger are asked for: they go out at the next turn of serving."""
@@ -332,11 +362,15 @@ class ExactLimit(RowTable[ExactRow]):
                 row_here = self.desk.row_of(ledger.key64)
                 if row_here is None or row_here.ledger is not ledger:
                     self.drop_ledger(ledger.key64)
+        for ledger in list(self.former.values()):
+            if ledger.committed(now_ns) <= 0.0:
+                del self.former[ledger.key64]
 
     def drop_all(self) -> None:
         for row in list(self._rows.values()):
             self._forget_row(row)
         self.ledgers.clear()
+        self.former.clear()
         self.claims.clear()
         self._turn.clear()
         self.urgent.clear()

@@ -16,7 +16,7 @@ from math import ceil, expm1
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peers.core.config import MS, SECOND
-from peers.core.ledger import SELF, Account, Ask, Grant, Ledger
+from peers.core.ledger import SELF, Account, Ledger
 from peers.core.wire import U32
 
 if TYPE_CHECKING:
@@ -253,9 +253,9 @@ class ExactRow:
 
     # -- the owner's answers
 
-    def heard(self, grant: Grant, now_ns: int) -> None:
+    def heard(self, grant: tuple[int, ...], now_ns: int) -> None:
         """The owner's answer. Totals: an old one, or a copy, adds nothing."""
-        _, gen, term, granted, level_16, rate_100 = grant
+        _, gen, term, granted, level_16, rate_100 = grant[:6]
         if gen != self.gen or term < self.term:
             return
         if term > self.term:
@@ -318,7 +318,7 @@ class ExactRow:
     def asked_ns(self) -> int:
         return self._asked_ns
 
-    def tell(self, limit_name: int, now_ns: int) -> Ask:
+    def tell(self, limit_name: int, now_ns: int) -> tuple[int, ...]:
         """The request as of now, and the note that it leaves now."""
         self._batch(now_ns)
         self._asked_ns = now_ns
@@ -376,8 +376,7 @@ class ExactRow:
             limit.urge(self)
         if self._silent_ns or self._level < 0.0:
             return limit.round_trip_ns
-        full_ns = (self.level(now_ns) + cost - limit.burst) / limit.rate
-        return max(limit.round_trip_ns, ceil(full_ns))
+        return max(limit.round_trip_ns, self._free_in_ns(cost, now_ns))
 
     def _claim_slow(self, ledger: Ledger, cost: int, now_ns: int) -> int:
         """Others claim too, or nothing is free: this node stands in line at its own ledger."""
@@ -398,8 +397,12 @@ class ExactRow:
         self._want(cost, now_ns)
         if self.account is not None:
             ledger.claim(self.account, self._wanted(), self._cost, now_ns)
-        missing = ledger.committed(now_ns) + cost - limit.burst
-        return max(MS, limit.serve_ns, ceil(missing / limit.rate))
+        return max(MS, limit.serve_ns, self._free_in_ns(cost, now_ns))
+
+    def _free_in_ns(self, cost: int, now_ns: int) -> int:
+        """When so many tokens are free if nobody takes any, as far as this node knows."""
+        limit = self.limit
+        return ceil((self.level(now_ns) + cost - limit.burst) / limit.rate)
 
     def _want(self, cost: int, now_ns: int) -> None:
         # The largest until it was granted: smaller ones in between would ask it away for ever.

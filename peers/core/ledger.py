@@ -13,8 +13,9 @@ of one changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import expm1
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from peers.core.config import MS, SECOND
 from peers.core.wire import U32, U63
@@ -22,16 +23,14 @@ from peers.core.wire import U32, U63
 if TYPE_CHECKING:
     from peers.core.exact import ExactLimit
 
-__all__ = ["SELF", "Account", "Ask", "Grant", "Ledger"]
+__all__ = ["SELF", "Account", "Ledger", "State"]
 
 # An item of LEASE_ASK: [key64, limit, gen, term, spent, returned, want, least]. `spent` and
 # `returned` are tokens of this term in all; `want` is what its holder would like to hold, `least`
-# what is of any use to it.
-Ask = tuple[int, int, int, int, int, int, int, int]
+# what is of any use to it. Subclasses may have more behind that.
 # An item of LEASE_GRANT: [key64, gen, term, granted, level_16, rate_100]. `granted` are the tokens
 # of this term, in all; level_16 what is spent and reserved, in sixteenths; rate_100 what all
 # members together spend, in hundredths of a token a second.
-Grant = tuple[int, int, int, int, int, int]
 
 SELF = b""  # the owner's own account, which needs no datagrams
 
@@ -45,6 +44,15 @@ _RATE_TAU_NS = 3.0 * SECOND
 # What adding and draining of floats may be off by; without it a token that is due to the
 # nanosecond would be late by one.
 _ROUNDING = 1e-6
+
+
+class State(NamedTuple):
+    """What somebody knows of a bucket: tokens committed, and of a window when it ends: its leases
+    at the earliest, it for all at the latest (0: none is open, or it is no window)."""
+
+    level: float
+    lease_end_ns: int = 0
+    end_ns: int = 0
 
 
 class Account:
@@ -63,6 +71,7 @@ class Account:
         "returned",
         "seq",
         "spent",
+        "stamp",
         "want",
     )
 
@@ -79,6 +88,7 @@ class Account:
         self.claim_until_ns = 0
         self.credit = 0.0  # towards the next token, where there are too few
         self.heard_ns = now_ns
+        self.stamp = 0  # what its last request was dated by its own clock
 
     @property
     def held(self) -> int:
@@ -94,7 +104,8 @@ class Ledger:
     """The bucket of one key. `term` tells this ledger from earlier ones of the same key.
 
     `holding`: the owner is new, and members may still hold tokens of its predecessor; nothing is
-    granted and nothing drains until all members have said that they see the same owner.
+    granted and nothing drains until all members have said that they see the same owner. `presumed`:
+    it does not know what was spent before it was made, and takes the bucket for full.
     """
 
     __slots__ = (
@@ -103,30 +114,34 @@ class Ledger:
         "_level_ns",
         "_rate",
         "_rate_ns",
+        "_since_made",
         "_spent",
         "accounts",
         "holding",
         "key64",
         "limit",
+        "presumed",
         "reserved",
+        "retired_ns",
         "term",
         "used_ns",
     )
 
-    def __init__(
-        self, limit: ExactLimit, key64: int, term: int, level: float, holding: bool, now_ns: int
-    ) -> None:
+    def __init__(self, limit: ExactLimit, key64: int, term: int, now_ns: int) -> None:
         self.limit = limit
         self.key64 = key64
         self.term = term
         self.accounts: dict[bytes, Account] = {}
         self.reserved = 0
-        self.holding = holding
+        self.holding = False
+        self.presumed = False
         self.used_ns = now_ns
-        self._level = level
+        self.retired_ns = 0  # when another member became the owner
+        self._level = 0.0
         self._level_ns = now_ns
         self._lapse_ns = now_ns + _SILENT_NS
         self._spent = 0
+        self._since_made = 0
         self._rate = 0.0  # spent by all, tokens per nanosecond
         self._rate_ns = now_ns
 
@@ -181,9 +196,42 @@ class Ledger:
         self._level = level
         return True
 
-    def empty(self) -> None:
-        """It was presumed full; now it is known that nobody spent anything before."""
-        self._level = float(self._spent)
+    def state(self, now_ns: int) -> State:
+        """What a new owner should know."""
+        return State(max(0.0, self.committed(now_ns)))
+
+    def presume(self, now_ns: int) -> None:
+        """What was spent before is not known: the bucket was full when the view began, and has
+        drained since all agreed on it."""
+        limit = self.limit
+        agreed_ns = limit.agreed_ns
+        self.presumed = True
+        self.holding = agreed_ns is None
+        self._level = float(limit.effective.burst)
+        if agreed_ns is not None:
+            self._level = max(0.0, self._level - (now_ns - agreed_ns) * limit.rate)
+
+    def restore(self, state: State) -> None:
+        """It was kept elsewhere until now."""
+        self._level = state.level
+
+    def recall(self, states: Sequence[State], now_ns: int) -> None:
+        """It was presumed full; now all who may have kept the bucket before have said what they
+        know of it as of now. What was spent since counts as not drained."""
+        if self.presumed:
+            self.presumed = False
+            self.drain(now_ns)
+            told = max((state.level for state in states), default=0.0)
+            self._level = min(self._level, told + self._since_made)
+
+    def retire(self, now_ns: int) -> None:
+        """Another member owns the key: what is held counts as spent, and does not drain before all
+        have said that they see that owner."""
+        for account in self.accounts.values():
+            self.settle(account, now_ns)
+        self.accounts.clear()
+        self.holding = True
+        self.retired_ns = now_ns
 
     def rate(self, now_ns: int) -> float:
         """What all members together spent of late, tokens per nanosecond."""
@@ -210,9 +258,11 @@ class Ledger:
         made = self.accounts[node] = Account(node, boot, gen, now_ns)
         return made
 
-    def hear(self, node: bytes, boot: int, seq: int, ask: Ask, now_ns: int) -> Account | None:
+    def hear(
+        self, node: bytes, boot: int, seq: int, ask: tuple[int, ...], now_ns: int
+    ) -> Account | None:
         """Takes a member's request in, which is answered whatever it says; None if it is old."""
-        _, _, gen, term, spent, returned, want, least = ask
+        _, _, gen, term, spent, returned, want, least = ask[:8]
         account = self.account(node, boot, gen, now_ns)
         if account is None or seq <= account.seq:
             return None
@@ -222,9 +272,9 @@ class Ledger:
             overdrawn = spent - account.spent - account.held
             if overdrawn > 0:
                 # Debt: a cost that was told afterwards, or spent while we were silent.
-                self._grant(account, overdrawn)
+                self._grant(account, overdrawn, now_ns)
             self.spend(account, spent - account.spent, now_ns)
-            self.give_back(account, min(returned - account.returned, account.held))
+            self.give_back(account, returned - account.returned)
         self.claim(account, want, least, now_ns)
         return account
 
@@ -242,11 +292,11 @@ class Ledger:
             self.drain(now_ns)
             account.spent += count
             self.reserved -= count
-            self._level += count
-            self._spent += count
+            self._spend(count, now_ns)
 
     def give_back(self, account: Account, count: int) -> None:
         """Reserved tokens of this account are free again: it will not spend them any more."""
+        count = min(count, account.held)
         if count > 0:
             account.returned += count
             self.reserved -= count
@@ -254,8 +304,7 @@ class Ledger:
     def take(self, count: int, now_ns: int) -> None:
         """Free tokens are spent at once, by the owner itself."""
         self.drain(now_ns)
-        self._level += count
-        self._spent += count
+        self._spend(count, now_ns)
         self.used_ns = now_ns
 
     def settle(self, account: Account, now_ns: int) -> None:
@@ -309,17 +358,22 @@ class Ledger:
             for other in claims:
                 other.credit += count * other.unmet(now_ns) / total
             account.credit -= count
-            self._grant(account, count)
+            self._grant(account, count, now_ns)
             granted[account.node] = account
             spare -= count
             claims = [account for account in claims if account.unmet(now_ns)]
         return list(granted.values())
 
-    def _grant(self, account: Account, count: int) -> None:
+    def _spend(self, count: int, now_ns: int) -> None:
+        self._level += count
+        self._spent += count
+        self._since_made += count
+
+    def _grant(self, account: Account, count: int, now_ns: int) -> None:
         account.granted += count
         self.reserved += count
 
-    def answer(self, account: Account, now_ns: int) -> Grant:
+    def answer(self, account: Account, now_ns: int) -> tuple[int, ...]:
         """What the account is told."""
         level_16 = min(U63, int(max(0.0, self.committed(now_ns)) * 16))
         rate_100 = min(U32, int(self.rate(now_ns) * 100 * SECOND))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from peers.core.breakers import Breakers
 from peers.core.chance import Chance, sample
@@ -30,10 +30,11 @@ from peers.core.keyring import SALT_BYTES, Keyring
 from peers.core.members import Member, Members
 from peers.core.outbox import Outbox
 from peers.core.probe import Prober
+from peers.core.quotas import ExactWindow
 from peers.core.receiver import Receiver
 from peers.core.sessions import Sessions
 from peers.core.snapshot import Snapshots
-from peers.core.table import SharedTable, checked_rule, judged
+from peers.core.table import SharedTable, checked_quota, checked_rule, limit_facts
 from peers.core.windows import WindowLimit
 from peers.core.wire import (
     DATAGRAM_BYTES_MAX,
@@ -50,6 +51,8 @@ from peers.core.wire import (
 )
 
 __all__ = ["Node"]
+
+_L = TypeVar("_L", bound=ExactLimit)
 
 _RETUNE_NS = 1 * SECOND
 GROUP_BYTES = 8  # of a scope: what `scope_key` gives; what follows tells credentials apart
@@ -253,6 +256,7 @@ class Node:
 
     def leave(self, now_ns: int) -> None:
         """Says good-bye in the datagrams that leave next; peers stop reserving for this node."""
+        self._desk.leave(now_ns)
         frame = join_items(Kind.MEMBERS, [b"\x00", pack(self._members.leave())])
         self._outbox.send_all(frame)
 
@@ -284,13 +288,10 @@ class Node:
         self,
         identity: str,
         *,
-        name: str,
         rate_count: int,
         rate_period_ns: int,
         burst: int,
-        on_partition: str = "share",
-        keys_max: int = 20_000,
-        dry_run: bool = False,
+        **facts: Any,
     ) -> MeshLimit:
         """The limit of this identity: made, or reconfigured in place (rows and counts stay).
 
@@ -300,37 +301,28 @@ class Node:
         return self._counters.limit(
             identity,
             checked_rule(rate_count, rate_period_ns, burst),
-            name=name,
-            on_partition=judged(on_partition),
-            keys_max=keys_max,
-            dry_run=dry_run,
+            **limit_facts(facts),
         )
 
     def window_limit(
         self,
         identity: str,
         *,
-        name: str,
         count: int,
         period_ns: int,
         wall_offset_ns: int | None = None,
-        on_partition: str = "share",
-        keys_max: int = 20_000,
-        dry_run: bool = False,
+        **facts: Any,
     ) -> WindowLimit:
         """As `limit`, of `count` tokens in each window of `period_ns`. Windows begin with a key's
         first use, or where `wall_offset_ns` (wall less monotonic time) is given, at multiples of
         the period in wall time. Raises ValueError."""
-        if not 1 <= count <= U32 or not 1 <= period_ns <= U63 // 4:
-            raise ValueError("count and period_ns: at least 1")
+        rule = checked_quota(count, period_ns)
+        self._desk.forget_limit(identity)  # it may have been an exact one until now
         limit = self._counters.table(
             WindowLimit,
             identity,
-            Rule(count, period_ns, count),
-            name=name,
-            on_partition=judged(on_partition),
-            keys_max=keys_max,
-            dry_run=dry_run,
+            rule,
+            **limit_facts(facts),
         )
         limit.align(wall_offset_ns)
         return limit
@@ -339,11 +331,8 @@ class Node:
         self,
         identity: str,
         *,
-        name: str,
         slots: int,
-        on_partition: str = "share",
-        keys_max: int = 20_000,
-        dry_run: bool = False,
+        **facts: Any,
     ) -> HeldLimit:
         """At most `slots` requests at a time over all members. Raises ValueError."""
         if not 1 <= slots <= U32:
@@ -353,10 +342,7 @@ class Node:
             identity,
             # A gauge has no rate; the figure in its place orders rules as the slots do.
             Rule(slots, SECOND, slots),
-            name=name,
-            on_partition=judged(on_partition),
-            keys_max=keys_max,
-            dry_run=dry_run,
+            **limit_facts(facts),
         )
 
     def limits(self) -> list[SharedTable[Any]]:
@@ -366,26 +352,37 @@ class Node:
         self,
         identity: str,
         *,
-        name: str,
         rate_count: int,
         rate_period_ns: int,
         burst: int,
-        on_partition: str = "share",
-        keys_max: int = 20_000,
-        dry_run: bool = False,
         now_ns: int,
+        **facts: Any,
     ) -> ExactLimit:
         """As `limit`, but never exceeded: tokens are leased from the key's owner."""
+        rule = checked_rule(rate_count, rate_period_ns, burst)
+        return self._leased(ExactLimit, identity, rule, facts, now_ns)
+
+    def exact_window_limit(
+        self,
+        identity: str,
+        *,
+        count: int,
+        period_ns: int,
+        wall_offset_ns: int | None = None,
+        now_ns: int,
+        **facts: Any,
+    ) -> ExactWindow:
+        """As `window_limit`, but never exceeded: the quota is leased from the key's owner."""
+        rule = checked_quota(count, period_ns)
+        limit = self._leased(ExactWindow, identity, rule, facts, now_ns)
+        limit.align(wall_offset_ns)
+        return limit
+
+    def _leased(
+        self, kind: type[_L], identity: str, rule: Rule, facts: dict[str, Any], now_ns: int
+    ) -> _L:
         self._counters.forget_limit(identity)
-        return self._desk.limit(
-            identity,
-            checked_rule(rate_count, rate_period_ns, burst),
-            name=name,
-            on_partition=judged(on_partition),
-            keys_max=keys_max,
-            dry_run=dry_run,
-            now_ns=now_ns,
-        )
+        return self._desk.limit(kind, identity, rule, **limit_facts(facts), now_ns=now_ns)
 
     def forget_limit(self, identity: str) -> None:
         """The limit of this identity, of either kind, is no longer used."""

@@ -94,6 +94,11 @@ class Receiver:
             Kind.CLAIM: self._on_claim,
             Kind.LEASE_ASK: self._on_lease_ask,
             Kind.LEASE_GRANT: self._on_lease_grant,
+            Kind.QUOTA_ASK: self._on_lease_ask,
+            Kind.QUOTA_GRANT: self._on_lease_grant,
+            Kind.LEDGER_ASK: self._on_ledger_ask,
+            Kind.LEDGER_STATE: self._on_ledger_state,
+            Kind.LEDGER_LEGACY: self._on_ledger_legacy,
             Kind.LEASE_VIEW: self._on_lease_view,
             Kind.DEMANDS: self._on_demands,
         }
@@ -220,10 +225,21 @@ class Receiver:
         self._breakers.claim_heard((frame[1], frame[2], frame[3], frame[4], frame[5]), now_ns)
 
     def _on_lease_ask(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
-        self._desk.asks_heard(origin.node, origin.boot, origin.seq, frame[1:], now_ns)
+        kind, *asks = frame
+        self._desk.asks_heard(kind, origin.node, origin.boot, origin.seq, asks, now_ns)
 
     def _on_lease_grant(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
-        self._desk.grants_heard(origin.node, origin.boot, frame[1:], now_ns)
+        kind, *grants = frame
+        self._desk.grants_heard(kind, origin.node, origin.boot, grants, now_ns)
+
+    def _on_ledger_ask(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._desk.ledgers_asked(origin.node, frame[1:], now_ns)
+
+    def _on_ledger_state(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._desk.ledgers_told(origin.node, frame[1:], now_ns)
+
+    def _on_ledger_legacy(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._desk.legacy_heard(origin.node, origin.boot, frame[1:], now_ns)
 
     def _on_lease_view(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._desk.view_heard(origin.node, origin.boot, frame[1], now_ns)

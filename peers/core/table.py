@@ -17,7 +17,17 @@ from peers.core.config import Config
 from peers.core.share import Due, Row
 from peers.core.wire import U32, U63, Kind
 
-__all__ = ["Host", "RowTable", "Rule", "SharedTable", "Surroundings", "checked_rule", "judged"]
+__all__ = [
+    "Host",
+    "RowTable",
+    "Rule",
+    "SharedTable",
+    "Surroundings",
+    "aligned_end",
+    "checked_quota",
+    "checked_rule",
+    "limit_facts",
+]
 
 # Rows at work per turn: 250 ticks of 2 us keep the event loop for half a millisecond.
 _TICKS_PER_TURN = 250
@@ -50,11 +60,21 @@ def checked_rule(rate_count: int, rate_period_ns: int, burst: int) -> Rule:
     return Rule(rate_count, rate_period_ns, burst)
 
 
-def judged(on_partition: str) -> str:
-    """Raises ValueError for a conduct that does not exist."""
-    if on_partition not in ("share", "open", "closed"):
+def checked_quota(count: int, period_ns: int) -> Rule:
+    """As `checked_rule`, of a quota in each window of the period."""
+    if not 1 <= count <= U32 or not 1 <= period_ns <= U63 // 4:
+        raise ValueError("count and period_ns: at least 1")
+    return Rule(count, period_ns, count)
+
+
+def limit_facts(given: dict[str, Any]) -> dict[str, Any]:
+    """What every limit has: `name`, and these if they are not given. Raises ValueError for a
+    conduct in a partition that does not exist."""
+    facts: dict[str, Any] = {"on_partition": "share", "keys_max": 20_000, "dry_run": False}
+    facts |= given
+    if facts["on_partition"] not in ("share", "open", "closed"):
         raise ValueError('on_partition: "share", "open" or "closed"')
-    return on_partition
+    return facts
 
 
 class Surroundings(NamedTuple):
@@ -64,6 +84,16 @@ class Surroundings(NamedTuple):
     known: int
     delay_ns: int
     dead: frozenset[bytes] = frozenset()
+
+
+def aligned_end(near_ns: int, now_ns: int, period_ns: int, wall_offset_ns: int) -> int:
+    """The end of a window, a multiple of the period by the wall clock, that is nearest to the one
+    expected, and to come. Wall time is `wall_offset_ns` ahead of `now_ns`."""
+    past_ns = (near_ns + wall_offset_ns) % period_ns
+    end_ns = near_ns - past_ns
+    if 2 * past_ns >= period_ns:
+        end_ns += period_ns
+    return end_ns if end_ns > now_ns else end_ns + period_ns
 
 
 R = TypeVar("R", bound=Row)

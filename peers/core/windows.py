@@ -16,7 +16,7 @@ from peers.core.config import MS, SECOND
 from peers.core.counters import MeshLimit
 from peers.core.rows import CLOSED_RETRY_NS, NEVER, MeshRow
 from peers.core.share import PeerShare, Row
-from peers.core.table import Surroundings
+from peers.core.table import Surroundings, aligned_end
 from peers.core.wire import U63, Kind
 
 __all__ = ["WindowLimit", "WindowRow"]
@@ -347,12 +347,7 @@ class WindowLimit(MeshLimit):
 
     def aligned_end(self, near_ns: int, now_ns: int) -> int:
         """The end, by the wall clock, that is nearest to the one expected, and to come."""
-        period_ns = self.period_ns
-        past_ns = (near_ns + self.wall_offset_ns) % period_ns
-        end_ns = near_ns - past_ns
-        if 2 * past_ns >= period_ns:
-            end_ns += period_ns
-        return end_ns if end_ns > now_ns else end_ns + period_ns
+        return aligned_end(near_ns, now_ns, self.period_ns, self.wall_offset_ns)
 
     def new_row(self, key: bytes, name: int, gen: int, now_ns: int) -> WindowRow:
         end_ns = _UNOPENED

@@ -92,6 +92,12 @@ class Kind(enum.IntEnum):
     LEASE_VIEW = 20  # [view]
     ADVERTISED = 21  # [(key, left_16)...]
     DEMANDS = 22  # [(scope, tripped)...]
+    QUOTA_ASK = 23  # [(key, limit, gen, term, spent, returned, want, least, stamp)...]
+    # [(key, gen, term, granted, level_16, rate_100, stamp, lease_ms, left_ms)...]
+    QUOTA_GRANT = 24
+    LEDGER_ASK = 25  # [(key, limit, stamp)...]
+    LEDGER_STATE = 26  # [(key, limit, stamp, sight, level_16, lease_ms, left_ms)...]
+    LEDGER_LEGACY = 27  # [(total, key, limit, stamp, level_16, lease_ms, left_ms)...]
 
 
 # The kinds whose items are entries of counters.
@@ -131,6 +137,8 @@ _LIMIT: tuple[_Field, ...] = (_U64, (int, 1, U32), (int, 1, U63), (int, 1, U32))
 _REFF: _Field = (int, 0, REFF_1000_MAX)
 _ASK: tuple[_Field, ...] = (_U64, _U64, _U32, _U63, _U63, _U63, _U32, _U32)
 _GRANT: tuple[_Field, ...] = (_U64, _U32, _U63, _U63, _U63, _U32)
+_STATE: tuple[_Field, ...] = (_U64, _U64, _U63, (int, 0, 3), _U63, _U63, _U63)
+_LEGACY: tuple[_Field, ...] = (_U32, _U64, _U64, _U63, _U63, _U63, _U63)
 _BREAKER: tuple[_Field, ...] = (_SCOPE, _U32, _BOOL, _U16, _U32, _NODE, _U64, _REFF)
 
 # kind: the fields that come once, then those of the items that follow, if any do.
@@ -156,6 +164,11 @@ _SHAPES: dict[int, tuple[tuple[_Field, ...], tuple[_Field, ...] | None]] = {
     Kind.LEASE_GRANT: ((), _GRANT),
     Kind.LEASE_VIEW: ((_U64,), None),
     Kind.DEMANDS: ((), (_SCOPE, _BOOL)),
+    Kind.QUOTA_ASK: ((), (*_ASK, _U63)),
+    Kind.QUOTA_GRANT: ((), (*_GRANT, _U63, _U63, _U63)),
+    Kind.LEDGER_ASK: ((), (_U64, _U64, _U63)),
+    Kind.LEDGER_STATE: ((), _STATE),
+    Kind.LEDGER_LEGACY: ((), _LEGACY),
 }
 
 _TUPLES: Final = {tuple}

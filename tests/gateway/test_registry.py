@@ -22,6 +22,7 @@ from gateway.registry import Registry, levers, limit_identity
 from peers.core.config import Config
 from peers.core.counters import MeshLimit
 from peers.core.node import Node
+from peers.core.quotas import ExactWindow
 from peers.core.windows import WindowLimit
 
 
@@ -132,6 +133,31 @@ def test_an_exact_limit_is_the_meshs_and_alone_it_is_the_nodes_own() -> None:
     limit = Registry(mesh).limit("api", conf(sync="exact"))
     assert limit is mesh.made[limit_identity("api", conf())]
     assert type(Registry(NoMesh(b"k" * 32)).limit("api", conf(sync="exact"))) is Gcra
+
+
+def test_an_exact_window_is_leased_and_follows_the_clock() -> None:
+    config = Config(name="a", cluster="c", bind=("127.0.0.1", 1), advertise=("127.0.0.1", 1))
+    now_ns = monotonic_ns()
+    node = Node(config, random.Random(7), now_ns, 1)
+    worker: Any = SimpleNamespace(now_ns=monotonic_ns)
+    registry = Registry(MeshAdapter(node, worker, print))
+    facts = {"name": "l", "rate": "10/min", "algorithm": "window", "align": "clock"}
+    conf = LimitConf.model_validate(facts | {"sync": "exact"})
+    limit = registry.limit("api", conf)
+    assert isinstance(limit, ExactWindow)
+    assert levers(limit) == (None, None), "a quota is no rate that could climb"
+    offset_ns = limit.wall_offset_ns + 20 * SECOND
+    registry.look_at_clock(offset_ns, now_ns)
+    row: Any = limit.entry(b"new", now_ns)
+    for _ in range(10):
+        assert row.ask(1, now_ns) == 0
+        row.take(1, now_ns)
+    assert (now_ns + row.ask(1, now_ns) + offset_ns) % (60 * SECOND) == 0
+    assert limit.remaining(row, now_ns)[0] == 0
+    # The same limit as "mesh" from now on: the leases are gone with the exact one.
+    shared = registry.limit("api", LimitConf.model_validate(facts))
+    assert isinstance(shared, WindowLimit)
+    assert node.stats(now_ns)["limits"].keys() == {limit_identity("api", conf)}
 
 
 def test_a_limit_that_leaves_the_mesh_is_forgotten_there() -> None:

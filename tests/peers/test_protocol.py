@@ -106,9 +106,9 @@ def test_numbers_are_never_used_again() -> None:
         "CHALLENGE", "HELLO", "PING", "ACK", "PING_REQUEST", "NACK", "MEMBERS", "HEARTBEAT",
         "COUNTERS", "LIMITS", "BREAKERS", "BREAKER_PULL", "CLAIM", "SNAPSHOT_REQUEST",
         "SNAPSHOT_PART", "WINDOWS", "HELD", "LEASE_ASK", "LEASE_GRANT", "LEASE_VIEW", "ADVERTISED",
-        "DEMANDS",
+        "DEMANDS", "QUOTA_ASK", "QUOTA_GRANT", "LEDGER_ASK", "LEDGER_STATE", "LEDGER_LEGACY",
     ]  # fmt: skip
-    assert list(Kind) == list(range(1, 23))
+    assert list(Kind) == list(range(1, 28))
 
 
 def test_states_reasons_and_limits_are_the_codes() -> None:

@@ -20,10 +20,6 @@ CLIENT = '[[client]]\nname = "c"\n'
 # For each row, by its key and what of it is unavailable: a text, and the place of its one fault.
 # A row that goes from the table takes its case with it.
 CASES = {
-    ("upstream.*.limit.*.sync", '"exact" with a window'): (
-        RATE + 'sync = "exact"\nalgorithm = "window"',
-        "6: upstream.a.limit.0.sync",
-    ),
     ("spool.kafka", ""): ('[spool]\nkafka = { bootstrap = ["k:1"] }', "2: spool.kafka"),
 }
 
@@ -57,13 +53,6 @@ def test_a_value_that_is_wrong_by_itself_hides_no_other(judged: Judged) -> None:
     assert found[1] == f"5: spool.kafka: {_message(_row('spool.kafka', ''))}"
 
 
-def test_every_limit_of_every_upstream_is_looked_at(judged: Judged) -> None:
-    other = RATE.replace(".a", ".b")
-    window = '[[upstream.b.limit]]\nname = "m"\nrate = "1/s"\nalgorithm = "window"\n'
-    (fault,) = judged(RATE + other + window + 'sync = "exact"\n')
-    assert fault.startswith('15: upstream.b.limit.1.sync: "exact" with a window is not available')
-
-
 def test_what_it_has_is_no_fault(judged: Judged) -> None:
     text = (
         'listen = [{ bind = "127.0.0.1:1", proxy_protocol = [] }, { bind = "unix:/s" }]\n'
@@ -74,6 +63,7 @@ def test_what_it_has_is_no_fault(judged: Judged) -> None:
         '  { name = "b", rate = "1/s", sync = "local", cost = { header = "X-Cost" } },\n'
         '  { name = "c", rate = "1/s", algorithm = "window", learn = "off" },\n'
         '  { name = "f", rate = "1/s", sync = "exact" },\n'
+        '  { name = "g", rate = "1/s", sync = "exact", algorithm = "window" },\n'
         '  { name = "d", in_flight = 1 },\n  { name = "e", in_flight = 1, sync = "mesh" },\n'
         "]\n" + CLIENT + 'source = ["::1"]\n'
     )

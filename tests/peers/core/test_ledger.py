@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peers.core.config import MS, SECOND
-from peers.core.ledger import SELF, Ask, Ledger
+from peers.core.ledger import SELF, Ledger
 
 NOW_NS = 1000 * SECOND
 A, B = b"member-a", b"member-b"
@@ -25,16 +25,19 @@ def limit(rate: float = 10.0, burst: float = 10.0, share: int = 100) -> Any:
         burst=burst,
         fair_share=share,
         agreed_ns=NOW_NS,
+        effective=SimpleNamespace(burst=burst),
         may_grant=lambda now_ns: True,
         claimed=lambda ledger, now_ns: None,
     )
 
 
 def ledger(**facts: Any) -> Ledger:
-    return Ledger(limit(**facts), 1, TERM, 0.0, False, NOW_NS)
+    return Ledger(limit(**facts), 1, TERM, NOW_NS)
 
 
-def ask(want: int, least: int = 1, spent: int = 0, returned: int = 0, term: int = TERM) -> Ask:
+def ask(
+    want: int, least: int = 1, spent: int = 0, returned: int = 0, term: int = TERM
+) -> tuple[int, ...]:
     return (1, 2, 1, term, spent, returned, want, least)
 
 
@@ -169,7 +172,8 @@ def test_a_claim_is_void_when_it_is_not_renewed() -> None:
 def test_a_new_owner_waits_until_all_agree() -> None:
     facts = limit()
     facts.agreed_ns = None
-    book = Ledger(facts, 1, TERM, 10.0, True, NOW_NS)
+    book = Ledger(facts, 1, TERM, NOW_NS)
+    book.presume(NOW_NS)
     book.hear(A, 1, 1, ask(1), NOW_NS)
     assert book.serve(NOW_NS + SECOND) == []
     facts.agreed_ns = NOW_NS + SECOND  # the bucket drains from here on

@@ -49,11 +49,17 @@ GOOD = [
     (Kind.HELD, HELD),
     (Kind.DEMANDS, (b"scope-01", 0), (b"scope-02", 1)),
     (Kind.ADVERTISED, (0xFFFFFFFFFFFFFFFF, 0), (1, 160)),
+    (Kind.QUOTA_ASK, (*ASK, 1 << 40), (*ASK, 0)),
+    (Kind.QUOTA_GRANT, (1, 2, 1 << 62, 1000, 160, 9950, 1 << 40, 60_000, 0)),
+    (Kind.LEDGER_ASK, (0xFFFFFFFFFFFFFFFF, 7, 1 << 40)),
+    (Kind.LEDGER_STATE, (0xFFFFFFFFFFFFFFFF, 7, 1 << 40, 3, 160, 3_000, 3_600_000)),
+    (Kind.LEDGER_LEGACY, (2, 0xFFFFFFFFFFFFFFFF, 7, 0, 160, 0, 3_600_000), (0,) * 7),
 ]
 
 ITEMS_ONLY = (
     Kind.COUNTERS, Kind.LIMITS, Kind.BREAKERS, Kind.MEMBERS, Kind.LEASE_ASK, Kind.LEASE_GRANT,
-    Kind.ADVERTISED, Kind.WINDOWS, Kind.HELD, Kind.DEMANDS,
+    Kind.ADVERTISED, Kind.WINDOWS, Kind.HELD, Kind.DEMANDS, Kind.QUOTA_ASK, Kind.QUOTA_GRANT,
+    Kind.LEDGER_ASK, Kind.LEDGER_STATE, Kind.LEDGER_LEGACY,
 )  # fmt: skip
 
 
