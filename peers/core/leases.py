@@ -32,6 +32,7 @@ NEVER = -1
 _BATCH_NS = 40 * MS
 LEASE_NS = 1 * SECOND  # how long tokens may be spent after the owner's last word
 _RENEW_NS = 250 * MS  # a purse in use is renewed four times before it would lapse
+_RENEW_SCARCE_NS = 50 * MS  # where each token that a lost answer leaves lying counts
 _REPORT_NS = 25 * MS  # what was spent is told so late, if nothing is asked for meanwhile
 _ASKS_MIN = 3  # that an owner must leave unanswered before it counts as silent
 _DEMAND_TAU_NS = 0.3 * SECOND
@@ -51,6 +52,10 @@ class ExactRow:
 
     `purse` are tokens that may be spent until `lapse_ns`; `spent` and `returned` are those of this
     term, in all; `own` this node's admissions since the row was made.
+
+    Where tokens are scarce (less than two a member) one that lies in a purse is one that nobody
+    else can have. There a token is asked for a request that waits, its use is told at once, and so
+    is that nobody waits any more: the claim is over, and what comes all the same goes back.
     """
 
     __slots__ = (
@@ -62,12 +67,14 @@ class ExactRow:
         "_cost",
         "_demand",
         "_demand_ns",
+        "_left",
         "_level",
         "_level_ns",
         "_moved_ns",
         "_rate",
         "_silent_ns",
         "_told",
+        "_waits",
         "account",
         "active",
         "alone",
@@ -125,6 +132,8 @@ class ExactRow:
         self._asked_ns = -SECOND
         self._silent_ns = 0  # when the owner was first asked since its last word; 0: it spoke since
         self._asks = 0  # how often since
+        self._waits = False  # requests of it wait, as their caller says with `hold`
+        self._left = False  # the last one that waited is gone: the owner should know
         self._told = (0, 0, 0, 0)  # spent, returned, want, least
         self._level = -1.0  # committed at the owner, as it said; below 0: nothing is known
         self._level_ns = now_ns
@@ -170,10 +179,12 @@ class ExactRow:
                 self.spent += cost
                 if not self.active:
                     self.limit.activate(self, now_ns)
-                if self.purse < self._batch(now_ns) // 2:
+                if self.limit.scarce or self.purse < self._batch(now_ns) // 2:
                     self.limit.urge(self)
             elif self.account is not None:
                 ledger.spend(self.account, cost, now_ns)
+                if self.limit.scarce:
+                    self.limit.urge(self)
         elif self.ledger is not None:
             self.ledger.take(cost, now_ns)
             self._alone_level += cost
@@ -190,6 +201,10 @@ class ExactRow:
     def hold(self, cost: int) -> None:
         """A request of this cost waits for this row; -cost undoes it."""
         self.queued += cost
+        self._waits = True
+        if self.queued <= 0 and self.limit.scarce and (self.purse > 0 or self.wanting):
+            self._left = True
+            self.limit.urge(self)
 
     def give_back(self, cost: int, now_ns: int) -> None:
         """Tokens of a rate are never given back."""
@@ -275,6 +290,7 @@ class ExactRow:
             self.wanting = False
         if self.waiting is not None:
             self.limit.changed(self)
+        self._regret()
 
     def served(self, now_ns: int) -> None:
         """This node's own account got something of its ledger."""
@@ -289,6 +305,13 @@ class ExactRow:
                 self.limit.activate(self, now_ns)
             if self.waiting is not None:
                 self.limit.changed(self)
+            self._regret()
+
+    def settle_own(self, now_ns: int) -> None:
+        """This node is the owner, and nobody waits here any more."""
+        self._give_up(now_ns)
+        if not self.wanting and self.account is not None:
+            self.account.claim_until_ns = now_ns
 
     # -- asking the owner
 
@@ -304,13 +327,14 @@ class ExactRow:
             return since_ns >= self.limit.retry_ns
         if self._told[:2] != (self.spent, self.returned):
             return since_ns >= _REPORT_NS
-        return (self.wanting or self.purse != 0) and since_ns >= _RENEW_NS
+        renew_ns = _RENEW_SCARCE_NS if self.limit.scarce else _RENEW_NS
+        return (self.wanting or self.purse != 0) and since_ns >= renew_ns
 
     @property
     def news(self) -> bool:
         """Whether asking now would say something that the last time did not."""
         spent, returned, want, least = self._told
-        if spent != self.spent or returned != self.returned or not self._silent_ns:
+        if self._left or spent != self.spent or returned != self.returned or not self._silent_ns:
             return True
         return self._wanted() > want + want // 4 or self._least() > least
 
@@ -321,6 +345,7 @@ class ExactRow:
     def tell(self, limit_name: int, now_ns: int) -> tuple[int, ...]:
         """The request as of now, and the note that it leaves now."""
         self._batch(now_ns)
+        self._give_up(now_ns)
         self._asked_ns = now_ns
         self._asks += 1
         if not self._silent_ns:
@@ -340,7 +365,23 @@ class ExactRow:
 
     # -- within
 
+    def _regret(self) -> None:
+        """A token came where nobody waits any more."""
+        if self.purse > 0 and self._waits and self.queued <= 0 and self.limit.scarce:
+            self._left = True
+            self.limit.urge(self)
+
+    def _give_up(self, now_ns: int) -> None:
+        """Nobody waits any more: what tokens there are go back, and none are asked for."""
+        if self._left:
+            self._left = False
+            if self.queued <= 0:
+                self.wanting = False
+                self._return_purse(now_ns)
+
     def _wanted(self) -> int:
+        if self.limit.scarce and not self.wanting and self.queued <= 0:
+            return 0
         if not self.wanting and self.queued <= 0 and not self._demand:
             return 0
         batch = int(self._demand * _BATCH_NS)
@@ -408,6 +449,7 @@ class ExactRow:
         # The largest until it was granted: smaller ones in between would ask it away for ever.
         self._cost = max(cost, self._cost) if self.wanting else cost
         self.wanting = True
+        self._left = False
         self._batch(now_ns)
         if not self.active:
             self.limit.activate(self, now_ns)

@@ -333,6 +333,7 @@ class ExactWindow(ExactLimit):
         self.burst = 0.0 if self.closed else float(quota)
         self.alone_burst = max(1.0, self.burst / members)
         self.fair_share = max(1, quota // members)
+        self.scarce = members > 1 and quota < 2 * members
 
     def new_row(self, key: bytes, name: int, gen: int, now_ns: int) -> ExactRow:
         return QuotaRow(self, key, name, gen, now_ns)

@@ -123,6 +123,13 @@ def test_the_quota_is_used_and_never_exceeded(seed: int, watched: Watch) -> None
     overload(seed, 50, watched)
 
 
+def test_a_quota_smaller_than_the_members_is_used(watched: Watch) -> None:
+    bench = watched(Simulation(8, 2))
+    _, upstream = begun(bench, 4, 30.0)
+    bench.run_for(4 * SECOND)
+    assert upstream.counts[:3] == [4, 4, 4]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 180))
 @pytest.mark.parametrize("quota", [40, 300])

@@ -82,15 +82,15 @@ def used(clients: list[ExactClient], stamps: list[int], rate: int, burst: int) -
 
 
 def overload(rate: int, burst: int, seed: int, watched: Watch, bound: Any, seconds: int) -> None:
-    """Of a burst of 1 the one token lies at whoever was granted it while its request has left: of
-    20/s with 100 ms of waiting 4 to 8 members use a quarter to a half, two four fifths."""
+    """Of a burst of 1 a token that is granted, or lost on its way, keeps all others from draining:
+    a round trip for each is .05 of 20/s, and with a fifth lost .13 to .34 for 2 to 8 members."""
     nodes = 2 + seed % 7
     loss = (0.0, 0.05, 0.2)[seed % 3]
     bench = meshed(watched(Simulation(nodes, seed, Network(loss=loss, duplicate=0.2))))
     clients, stamps = loaded(bench, rate, burst, 2.0)
     bench.checkers += [bound(stamps, rate, burst, 1e-6), LedgersAreSound()]
     bench.run_for(seconds * SECOND)
-    assert used(clients, stamps, rate, burst) >= (0.95 if burst > 1 else 0.2), f"seed {seed}"
+    assert used(clients, stamps, rate, burst) >= (0.95 if burst > 1 else 0.6), f"seed {seed}"
     fair = len(stamps) / nodes
     for client in clients:
         assert 0.35 * fair <= client.admitted <= 1.65 * fair, f"seed {seed}"
@@ -107,6 +107,63 @@ def test_never_over_and_well_used(
 def test_who_was_thought_dead_for_a_moment_owes_nothing(watched: Watch, bound: Any) -> None:
     """With a fifth lost one of two is declared dead for 2 ms after six seconds."""
     overload(100, 4, 140, watched, bound, 7)
+
+
+def test_one_token_for_eight_members_is_used(watched: Watch, bound: Any) -> None:
+    """It is asked for requests that wait, and no purse keeps it (.27 when purses did)."""
+    bench = meshed(watched(Simulation(8, 1)))
+    clients, stamps = loaded(bench, 20, 1, 2.0)
+    bench.checkers += [bound(stamps, 20, 1, 1e-6), LedgersAreSound()]
+    bench.run_for(3 * SECOND)
+    assert used(clients, stamps, 20, 1) >= 0.9
+    for client in clients:
+        client.rate = 0.0
+    bench.run_for(SECOND)
+    assert all(client.row.purse == 0 for client in clients)
+    owner = clients[owner_of(bench, clients)].row
+    assert owner.ledger.reserved == 0
+    assert owner.level(bench.now_ns) == 0.0
+
+
+def test_owners_that_leave_and_come_cost_no_burst(watched: Watch, bound: Any) -> None:
+    """Their heirs know what was spent, and they know it when they are back."""
+    rate, burst = 10, 100
+    bench = meshed(watched(Simulation(4, 3)))
+    clients, stamps = loaded(bench, rate, burst, 0.5)
+    bench.checkers.append(bound(stamps, rate, burst, 1e-6))
+    bench.run_for(13 * SECOND)  # after a change of membership new keys start full
+    left = clients[owner_of_key(bench, clients)]
+    for _ in range(30):
+        assert left.row.ask(1, bench.now_ns) == 0
+        left.row.take(1, bench.now_ns)
+        stamps.append(bench.now_ns)
+    for _ in range(2):  # as the driver does
+        left.sim.up.leave(bench.now_ns)
+        bench.after_step(left.sim)
+    bench.kill(left.sim.number)
+    bench.run_for(500 * MS)
+    heir = clients[owner_of_key(bench, clients)]
+    assert 20 <= heir.row.level(bench.now_ns) <= 40
+    bench.start(left.sim.number)
+    left.begin(rate, burst)
+    bench.run_until(bench.meshed, 20 * SECOND)
+    bench.run_for(SECOND)
+    assert owner_of_key(bench, clients) == left.sim.number
+    assert left.row.level(bench.now_ns) <= 35
+
+
+def test_what_an_owner_that_crashed_had_is_presumed_spent(watched: Watch) -> None:
+    bench = meshed(watched(Simulation(4, 3)))
+    clients, _ = loaded(bench, 10, 100, 0.5)
+    bench.run_for(13 * SECOND)
+    crashed = clients[owner_of_key(bench, clients)]
+    assert crashed.row.level(bench.now_ns) < 20
+    bench.kill(crashed.sim.number)
+    others = [client for client in clients if client is not crashed]
+    bench.run_until(lambda: all(c.sim.up.live_count() == 3 for c in others), 10 * SECOND)
+    bench.run_for(SECOND)
+    heir = clients[owner_of_key(bench, clients)]
+    assert 85 <= heir.row.level(bench.now_ns) <= 100
 
 
 @pytest.mark.slow
@@ -308,7 +365,8 @@ def test_unused_tokens_go_back_after_a_second(watched: Watch) -> None:
 
 def owner_of_key(bench: Simulation, clients: list[ExactClient]) -> int:
     for client in clients:
-        client.row.ask(1, bench.now_ns)  # finds the owner; nobody takes anything
+        if client.sim.node is not None:
+            client.row.ask(1, bench.now_ns)  # finds the owner; nobody takes anything
     return owner_of(bench, clients)
 
 
