@@ -100,6 +100,9 @@ class LeaseDesk:
     ) -> _L:
         limit = self._limits.get(identity)
         if isinstance(limit, kind):
+            if limit.rule != rule:
+                self._rules_ns = now_ns  # members hear it before their turn
+                self.wake()
             limit.reconfigure(
                 rule,
                 name=name,

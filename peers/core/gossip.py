@@ -114,7 +114,10 @@ class Counters:
         """The limit of this identity: made, or reconfigured in place."""
         limit = self._limits.get(identity)
         if type(limit) is made:
+            before = limit.announced
             limit.reconfigure(rule, **facts)
+            if limit.announced != before:
+                self.announce(limit)
             return limit
         self.forget_limit(identity)
         limit = made(self, self._config, identity, rule, self._surroundings, **facts)
@@ -171,7 +174,7 @@ class Counters:
             self.wake()
 
     def announce(self, limit: SharedTable[Any]) -> None:
-        """A limit's figures have changed by themselves: members hear it before their turn."""
+        """A limit's figures have changed: members hear it before their turn."""
         self._send_rules([limit])
         self.wake()
 

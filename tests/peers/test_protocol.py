@@ -81,6 +81,8 @@ def test_the_fields_of_each_kind_are_the_codes() -> None:
         (Kind.MEMBERS, "want"): (int, 0, (1 << bits["want of MEMBERS"]) - 1),
         (Kind.MEMBERS, "state"): (int, 1, 4),
         (Kind.BREAKERS, "state"): (int, 0, 1),
+        (Kind.LEDGER_STATE, "sight"): (int, 0, 3),
+        (Kind.LEDGER_LEGACY, "total"): (int, 0, (1 << 32) - 1),
     }
 
     def shape(kind: Kind, name: str) -> tuple[type, int, int]:

@@ -494,3 +494,23 @@ class TestHostileInput:
             node.receive_datagram(bytes(changed), source, bench.now_ns)
         assert sum(node.drops.values()) - before == len(recorded[:300])
         assert node.drops["forged"] > 0
+
+
+@pytest.mark.parametrize("make", [Node.limit, Node.exact_limit])
+def test_new_figures_of_a_limit_are_told_at_once(make: Callable[..., Any]) -> None:
+    """Members keep the smallest rule of all: with an old one a higher rate would wait its turn."""
+    one, two = introduced()
+    facts: dict[str, Any] = {"name": "", "on_partition": "share", "keys_max": 8, "dry_run": False}
+    facts |= {"rate_period_ns": SECOND, "burst": 10}
+    if make == Node.exact_limit:
+        facts["now_ns"] = NOW
+    make(one, "x", rate_count=10, **facts)
+    heard = make(two, "x", rate_count=10, **facts).peer_rules
+    exchange(one, two)
+    woken: list[bool] = []
+    one.on_wake = lambda: woken.append(True)
+    make(one, "x", rate_count=30, **facts)
+    assert woken
+    one.tick(NOW)
+    exchange(one, two)
+    assert [rule[0] for rule in heard.values()] == [30]
