@@ -229,3 +229,26 @@ def test_owners_that_crash_come_back_and_leave(seed: int, aligned: bool, watched
 @pytest.mark.parametrize("period_ns", [SECOND // 2, 5 * SECOND], ids=["short", "long"])
 def test_many_owners_come_and_go(seed: int, period_ns: int, aligned: bool, watched: Watch) -> None:
     owners_come_and_go(seed, period_ns, aligned, watched)
+
+
+def test_after_a_partition_has_healed_no_window_is_over(watched: Watch) -> None:
+    """Each side has an owner of its own meanwhile; then one counts for all again."""
+    bench = watched(Simulation(3, 7))
+    clients, apart = begun(bench, 30, 60.0)
+    bench.run_for(2 * SECOND)
+    bench.checkers.remove(apart)  # what sides may take is `on_partition`'s to say
+    addresses = [sim.address for sim in bench.nodes]
+    bench.network.partition(addresses[:1], addresses[1:])
+    bench.run_for(4 * SECOND)
+    bench.network.heal()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.run_for(3 * SECOND)
+    owner = owner_of(clients).row
+    # From a window that is used up on, so that both count the same ones.
+    bench.run_until(lambda: owner.level(bench.now_ns) >= 30, 2 * SECOND)
+    together = Upstream([], 30, clients[0].period_ns)
+    for client in clients:
+        client._stamps = together._stamps
+    bench.checkers.append(together)
+    bench.run_for(5 * SECOND)
+    assert sum(together.counts[:3]) >= 0.95 * 90, together.counts
