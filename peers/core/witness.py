@@ -32,6 +32,9 @@ __all__ = ["Inquiry", "Past", "Witnesses", "best_of"]
 
 # Who has not answered is asked again so soon; a member that sees another owner does not answer.
 _AGAIN_NS = 50 * MS
+# Tokens of an owner that is gone may be spent until all have agreed on the next one, two seconds at
+# most, and only then does a bucket drain: so much further back is looked.
+_HELD_NS = 3 * SECOND
 # What a leaving member leaves to one heir: 100 datagrams, or 6 ms of a core to seal. Of the rest
 # the heirs presume the worst.
 _LEGACY_MAX = 2_000
@@ -309,10 +312,11 @@ class Witnesses:
         self, limit: ExactLimit, key64: int, own: Ledger | None, now_ns: int
     ) -> tuple[set[bytes], Sight]:
         """As `Past.owners`: since this node knew last, or as long as spending is remembered."""
-        since_ns = now_ns - limit.memory_ns
+        memory_ns = limit.memory_ns + _HELD_NS
+        since_ns = now_ns - memory_ns
         if own is not None:
             since_ns = max(since_ns, own.retired_ns)
-        return self._past.owners(key64, self._members.me.node, since_ns, limit.memory_ns)
+        return self._past.owners(key64, self._members.me.node, since_ns, memory_ns)
 
     def _send(self, node: bytes, items: list[bytes], kind: Kind) -> None:
         member = self._members.get(node)

@@ -187,7 +187,8 @@ def owner_of(bench: Simulation, clients: list[ExactClient]) -> int:
     return int(number)
 
 
-@pytest.mark.parametrize("seed", range(2))
+# 1028: an owner leaves whose good-bye is lost, and its heirs agree just as burst / rate is over.
+@pytest.mark.parametrize("seed", [0, 1, 1028])
 def test_owners_that_crash_come_back_and_leave(seed: int, watched: Watch, bound: Any) -> None:
     owners_come_and_go(seed, watched, bound)
 
