@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fakes.load import Load, peak
-from fakes.nodes import NodeProcess, free_ports, until
+from fakes.nodes import NodeProcess, free_port, free_ports, until
 from fakes.origin import Origin
 
 pytestmark = pytest.mark.e2e
@@ -262,6 +262,7 @@ def test_workers_do_not_outlive_their_supervisor(node: MakeNode, origin: Origin)
 @pytest.mark.slow
 def test_a_worker_that_cannot_start_is_one_clear_line(node: MakeNode, origin: Origin) -> None:
     ports = free_ports(1)[0]
+    ports.mesh, _ = free_port(), free_port()  # the second worker's is the one behind it
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
         holder.bind(("127.0.0.1", ports.mesh))
         table = f'[mesh]\nbind = "127.0.0.1:{ports.mesh}"\n'
