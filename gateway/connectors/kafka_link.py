@@ -37,9 +37,11 @@ METADATA_MS: Final = 30_000  # a topic that is made while we run is seen after s
 REQUEST_MS: Final = 10_000
 LINGER_MS: Final = 5  # what comes within it goes in one batch
 RECORD_BYTES_MAX: Final = 1024 * 1024
+PROBE_NS: Final = 3 * SECOND  # without records for so long, the cluster is asked for an answer
+PROBE_SECONDS: Final = 3.0
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_MAX_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 2.0  # to leave in order; a cluster that is gone is left without
 # A write that is not acknowledged for so long is behind: nothing more is sent that would need one.
 BEHIND_NS: Final = 2 * SECOND
 
@@ -113,7 +115,7 @@ class KafkaLink:
         note: Callable[..., None],
         count: Callable[[str], None],
     ) -> None:
-        self.up = False  # whether the group has this consumer
+        self.up = False  # whether the cluster answers, and the group has this consumer
         self.idempotent = False  # whether the cluster drops what the producer sends twice
         self._conf = conf
         self._client_id = client_id
@@ -123,14 +125,16 @@ class KafkaLink:
         self._count = count
         self._taker: Taker
         self._consumer: Any = None
+        self._heard_ns = 0  # when the cluster answered last
         self._broken: Exception | None = None
+        self._assignment = 0  # counted, so that what was read under another is known
+        self._is_assigned = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._committing: asyncio.Task[None] | None = None
         self._queue: deque[_Write] = deque()
         self._unacknowledged: dict[_Write, None] = {}
         self._flying: dict[asyncio.Future[Any], _Write] = {}
         self._wake = asyncio.Event()
-        self._acknowledged = asyncio.Event()
         self._failed: Exception | None = None  # for the task that writes
         self._is_failing = False
         self._write_failures = 0  # since one was acknowledged
@@ -156,12 +160,7 @@ class KafkaLink:
         self._tasks = [loop.create_task(self._read()), loop.create_task(self._write())]
 
     async def stop(self) -> None:
-        """Leaves the group. What is not acknowledged within some seconds is given up."""
-        if not self._tasks:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_SECONDS):
-                await self._all_acknowledged()
+        """Leaves the group. What is not acknowledged by then is given up."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -221,6 +220,7 @@ class KafkaLink:
         from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
         self._broken = None
+        self._is_assigned.clear()
         consumer = AIOKafkaConsumer(
             bootstrap_servers=list(self._conf.bootstrap),
             client_id=self._client_id,
@@ -240,16 +240,51 @@ class KafkaLink:
         stack.push_async_callback(_stopped, consumer)
         await consumer.start()
         self._consumer = consumer
+        self._heard_ns = self._now_ns()
         consumer.subscribe([self._conf.requests], listener=_listener(self))
 
     async def _poll(self) -> None:
         found = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=POLL_RECORDS)
         if self._broken is not None:
             raise self._broken
+        if not found:
+            if self._now_ns() - self._heard_ns > PROBE_NS:
+                await self._probe()
+            return
+        self._heard_ns = self._now_ns()
+        # The library reads on while it still tells whose the partitions are: records wait for the
+        # word of what is committed, and those of an assignment that is over come again.
+        assignment = self._assignment
+        await self._is_assigned.wait()
+        if assignment != self._assignment:
+            return
+        self._is_up(len(self._consumer.assignment()))
         for place, records in found.items():
             self._taker.received([_received(place.partition, record) for record in records])
         # What was read ahead comes without a wait, and others want their turn.
         await asyncio.sleep(0)
+
+    async def _probe(self) -> None:
+        """The consumer reconnects without a word: whether the cluster answers has to be asked."""
+        self._heard_ns = self._now_ns()
+        own = self._consumer.assignment()
+        if not own:
+            return
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self._consumer.end_offsets(own)
+        except Exception as error:
+            if self.up:
+                self.up = False
+                self._note("kafka down", reason=_words(error))
+        else:
+            if self._is_assigned.is_set():
+                self._is_up(len(own))
+
+    def _is_up(self, partitions: int) -> None:
+        if not self.up:
+            self.up = True
+            self._note("kafka up", partitions=partitions)
 
     async def on_assigned(self, places: Iterable[Any]) -> None:
         """The group gave out its partitions."""
@@ -257,15 +292,18 @@ class KafkaLink:
             committed = await self._committed(list(places))
         except Exception as error:  # nobody would know where to begin: the group is joined anew
             self._broken = error
+            self._assignment += 1
+            self._is_assigned.set()
             return
+        self._is_assigned.set()
         for number, offset in self._taker.assigned(committed).items():
             self._consumer.seek(_place(self._conf.requests, number), offset)
-        if not self.up:
-            self.up = True
-            self._note("kafka up", partitions=len(committed))
+        self._is_up(len(committed))
 
     async def on_revoked(self, places: Iterable[Any]) -> None:
         """The group is about to give out its partitions anew."""
+        self._assignment += 1
+        self._is_assigned.clear()
         if list(places):
             await self._taker.revoked()
 
@@ -308,7 +346,8 @@ class KafkaLink:
         own = consumer.assignment()
         places = {_place(self._conf.requests, number): mark for number, mark in marks.items()}
         try:
-            await consumer.commit({place: mark for place, mark in places.items() if place in own})
+            async with asyncio.timeout(REQUEST_MS / 1000):  # by itself it tries for ever
+                await consumer.commit({at: mark for at, mark in places.items() if at in own})
         except Exception:  # whoever has the partitions then begins a little earlier
             self._count("kafka_commits_failed")
             return False
@@ -340,11 +379,6 @@ class KafkaLink:
         """Whether writes wait for longer than is good."""
         oldest = next(iter(self._unacknowledged), None)
         return self._is_failing or (oldest is not None and now_ns - oldest.since_ns > BEHIND_NS)
-
-    async def _all_acknowledged(self) -> None:
-        while self._unacknowledged:
-            self._acknowledged.clear()
-            await self._acknowledged.wait()
 
     async def _write(self) -> None:
         while True:
@@ -404,7 +438,6 @@ class KafkaLink:
 
     def _settle(self, write: _Write, is_written: bool) -> None:
         del self._unacknowledged[write]
-        self._acknowledged.set()
         write.told(is_written)
 
     def _again(self) -> None:
@@ -425,6 +458,7 @@ class KafkaLink:
         except Exception:  # each broker has its own way to say that it has no such request
             producer = await self._started(stack, idempotent=False)
             self.idempotent = False
+        self._is_failing = False  # until the next write shows otherwise
         return producer
 
     async def _started(self, stack: contextlib.AsyncExitStack, *, idempotent: bool) -> Any:
