@@ -24,7 +24,7 @@ from gateway.conf.faults import ConfError
 from gateway.conf.load import load, placed
 from gateway.conf.schema import Conf
 from gateway.connectors.redis_store import RedisStore
-from gateway.durable import Durable
+from gateway.durable import Durable, check_spool
 from gateway.h1.codec import Codec, load_codec
 from gateway.listening import Listeners, Opening
 from gateway.mesh import (
@@ -51,6 +51,8 @@ from peers.driver import MeshDriver
 
 if TYPE_CHECKING:
     from gateway.spool.desk import Desk
+    from gateway.spool.kafka import KafkaSpool
+    from gateway.spool.topic_desk import TopicDesk
     from gateway.spool.worker import Spool
 
 __all__ = ["Prepared", "Server"]
@@ -75,7 +77,7 @@ class Prepared(NamedTuple):
     openings: list[Opening]
     logs_anew: bool
     access_log: AccessLog | None
-    spool: Spool | None
+    spool: Spool | KafkaSpool | None
     changes: list[str]
 
 
@@ -144,7 +146,7 @@ class Server:
         self.mesh.on_members = self.assembly.registry.resplit
         self.access_log: AccessLog | None = None
         self.operator = Operator(self)
-        self.durable = Durable(self.worker, place)
+        self.durable = Durable(self.worker, place, self._log_store)
 
     # Start and stop.
 
@@ -186,6 +188,7 @@ class Server:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         conf = self.conf
         self.store.check(conf.redis)
+        check_spool(conf.spool)
         self.worker.runtime = self.assembly.build(conf)
         stack.push_async_callback(self.assembly.abort)
         self.worker.wheel.start()
@@ -361,7 +364,7 @@ class Server:
         return len(asyncio.all_tasks(self.worker.loop))
 
     @property
-    def spool(self) -> Desk | None:
+    def spool(self) -> Desk | TopicDesk | None:
         """What an operator asks of the spool; None: no upstream has had one."""
         return self.durable.spool.desk if self.durable.spool is not None else None
 
@@ -379,8 +382,7 @@ class Server:
 
     def _log_change(self, upstream: str, change: Change) -> None:
         """A breaker opened or closed, here or at a peer that told us."""
-        if self.worker.spool is not None:
-            self.worker.spool.changed(upstream, change)
+        self.durable.changed(upstream, change)
         scope = pauses.scope_name(change.scope)  # "node": not yet a majority of the mesh
         if change.state is BreakerState.CLOSED:
             self.log.info("breaker closed", upstream=upstream, scope=scope, epoch=change.epoch)
@@ -413,7 +415,8 @@ class Server:
         self.assembly.registry.look_at_clock(wall_ns() - now_ns, now_ns)
 
     def _log_store(self, event: str, **facts: object) -> None:
-        (self.log.warning if event == "redis down" else self.log.info)(event, **facts)
+        is_bad = event.endswith((" down", " failed"))
+        (self.log.warning if is_bad else self.log.info)(event, **facts)
 
     def _log_mesh(self, event: str, **facts: object) -> None:
         self.log.info(event, **facts)
@@ -465,7 +468,7 @@ class Server:
         # Certificates and authorities are read in a thread: some ms each, and there may be many.
         plan, openings, changes = await asyncio.to_thread(self._prepare_blocking, old, new)
         access_log: AccessLog | None = None
-        spool: Spool | None = None
+        spool: Spool | KafkaSpool | None = None
         logs_anew = (new.log.access, new.log.format) != (old.log.access, old.log.format)
         try:
             codec = load_codec(new.node.codec)
@@ -480,6 +483,7 @@ class Server:
 
     def _prepare_blocking(self, old: Conf, new: Conf) -> tuple[Plan, list[Opening], list[str]]:
         self.store.check(new.redis)
+        check_spool(new.spool)
         plan = self.assembly.prepare(new)
         return plan, self.listeners.prepare(new.listen), diff(old, new)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["RECORD_ITEM", "STATES", "drop", "hold", "listed", "requeue", "shown", "spool_metrics"]
 
 STATES = ("queued", "sending", "done", "dead")
+_Families = tuple[tuple[str, str, str], ...]  # key among the figures, name, what it is
 
 _COUNTERS = (
     ("accepted", "egressd_spool_accepted", "Requests that were answered 202."),
@@ -31,7 +32,23 @@ _GAUGES = (
     ("dead_letters", "egressd_spool_dead_letters", "Dead letters that are kept."),
     ("oldest_s", "egressd_spool_oldest_seconds", "Age of the oldest request without an outcome."),
     ("commit_max_s", "egressd_spool_commit_max_seconds", "The longest transaction so far."),
-    ("outcomes_waiting", "egressd_spool_outcomes_waiting", "Outcomes that wait for room on disk."),
+    ("outcomes_waiting", "egressd_spool_outcomes_waiting", "Outcomes that wait to be kept."),
+)
+
+_KAFKA_COUNTERS = (
+    ("records", "egressd_kafka_records", "Records that were read."),
+    ("results", "egressd_kafka_results", "Results that all replicas have."),
+    ("dead_letters", "egressd_kafka_dead_letters", "Dead letters that all replicas have."),
+    ("commits", "egressd_kafka_commits", "Commits of offsets."),
+    ("rebalances", "egressd_kafka_rebalances", "Times that the group gave out its partitions."),
+)
+_KAFKA_GAUGES = (
+    ("up", "egressd_kafka_up", "1 while the group has this node."),
+    ("idempotent", "egressd_kafka_idempotent", "1 if the cluster drops repeated letters."),
+    ("lag", "egressd_kafka_lag_records", "Records of this node's partitions without an outcome."),
+    ("uncommitted", "egressd_kafka_uncommitted", "Partitions with outcomes since the last commit."),
+    ("in_hand", "egressd_kafka_in_hand_records", "Those of them that were read."),
+    ("in_hand_bytes", "egressd_kafka_in_hand_bytes", "Octets of what was read."),
 )
 
 RECORD_ITEM = record(
@@ -72,16 +89,7 @@ RECORD_ITEM = record(
 
 def spool_metrics(figures: dict[str, Any] | None) -> Iterator[Metric]:
     """The families of a spool; of a node without one they are empty."""
-    for key, name, about in _COUNTERS:
-        counter = CounterMetricFamily(name, about, labels=())
-        if figures is not None:
-            counter.add_metric((), figures[key])
-        yield counter
-    for key, name, about in _GAUGES:
-        gauge = GaugeMetricFamily(name, about, labels=())
-        if figures is not None:
-            gauge.add_metric((), float(figures[key]))
-        yield gauge
+    yield from _plain(_COUNTERS, _GAUGES, figures or {})
     dead = CounterMetricFamily(
         "egressd_spool_dead", "Requests that were given up.", labels=("reason",)
     )
@@ -97,6 +105,32 @@ def spool_metrics(figures: dict[str, Any] | None) -> Iterator[Metric]:
             for state in ("queued", "sending"):
                 depth.add_metric((name, state), upstream[state])
     yield from (dead, depth)
+    yield from _kafka_metrics((figures or {}).get("kafka"))
+
+
+def _kafka_metrics(figures: dict[str, Any] | None) -> Iterator[Metric]:
+    yield from _plain(_KAFKA_COUNTERS, _KAFKA_GAUGES, figures or {})
+    partitions = GaugeMetricFamily(
+        "egressd_kafka_partitions", "Partitions of this node, by what is done.", labels=("state",)
+    )
+    if figures is not None:
+        for state, count in figures["partitions"].items():
+            partitions.add_metric((state,), count)
+    yield partitions
+
+
+def _plain(counters: _Families, gauges: _Families, figures: dict[str, Any]) -> Iterator[Metric]:
+    """Families without labels; of a figure that there is not they are empty."""
+    for key, name, about in counters:
+        counter = CounterMetricFamily(name, about, labels=())
+        if key in figures:
+            counter.add_metric((), figures[key])
+        yield counter
+    for key, name, about in gauges:
+        gauge = GaugeMetricFamily(name, about, labels=())
+        if key in figures:
+            gauge.add_metric((), float(figures[key]))
+        yield gauge
 
 
 async def listed(served: Served, query: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +169,8 @@ async def requeue(served: Served, name: str) -> dict[str, Any]:
         done = await _desk(served).requeue(name)
     except OSError as error:
         raise _unreadable(error) from None
+    except ValueError as error:
+        raise Problem(409, str(error)) from None
     if not done:
         raise Problem(404, f"no dead letter {name}")
     served.operator.note("stored request queued again", id=name)

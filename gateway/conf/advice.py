@@ -19,7 +19,18 @@ _SHOWN_MAX = 20  # of one kind of warning about routes and targets; the rest is 
 
 def warnings(conf: Conf, members: int) -> list[str]:
     """Sentences, each beginning with the key that it is about; `members` share the limits."""
-    return [*_reach(conf), *_mesh(conf), *_upstreams(conf, members), *_routes(conf)]
+    return [
+        *_reach(conf), *_mesh(conf), *_upstreams(conf, members), *_routes(conf), *_spool(conf)
+    ]  # fmt: skip
+
+
+def _spool(conf: Conf) -> Iterator[str]:
+    if conf.spool is None or conf.spool.kafka is None:
+        return
+    if all(upstream.spool is None for upstream in conf.upstream.values()):
+        yield "spool.kafka: no upstream has a spool, so no record is read"
+    else:
+        yield "spool.kafka: `Prefer: respond-async` is not applied; requests come by the topic"
 
 
 def _reach(conf: Conf) -> Iterator[str]:

@@ -6,6 +6,7 @@ only. A fault stops the start (and a reload); what is merely unwise is a warning
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path as FilePath
@@ -14,7 +15,7 @@ from gateway.conf.check_routes import route_faults
 from gateway.conf.check_upstream import upstream_faults
 from gateway.conf.faults import Finding, Hints, Path
 from gateway.conf.redis_url import parse_redis_url
-from gateway.conf.schema import Conf, Listen, Mesh, Redis
+from gateway.conf.schema import Conf, Kafka, Listen, Mesh, Redis, Spool
 from gateway.conf.secret import Secret
 from gateway.conf.units import size_text
 from gateway.conf.values import Bind
@@ -27,6 +28,8 @@ _BODY_BYTES_MAX = 16 << 20  # held for each exchange that may be retried
 _PORT_MAX = 65535
 _STORE_NS_MIN = 1_000_000  # a loop that others use turns no faster
 _STORE_NS_MAX = 1_000_000_000  # every request waits so long when the store is lost
+# What brokers take as a topic's name (Kafka's `Topic.validate`); "." and ".." are none.
+_is_topic = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}").fullmatch
 _WORKER_NAME_MAX = 61  # a member's name has 64, and "/31" stands behind it
 
 
@@ -63,13 +66,34 @@ def faults(conf: Conf, declared_upstreams: Collection[str] = ()) -> list[Finding
             found.append(Finding(("upstream", name, "retry", "body"), message))
     if conf.redis is not None:
         found += _redis(conf.redis)
-    if (
-        conf.spool is not None
-        and conf.spool.kafka is not None
-        and "path" in conf.spool.model_fields_set
-    ):
-        found.append(Finding(("spool", "kafka"), "stands instead of `path`; leave one out"))
+    if conf.spool is not None and conf.spool.kafka is not None:
+        found += _kafka(conf.spool, conf.spool.kafka)
     return found
+
+
+def _kafka(spool: Spool, kafka: Kafka) -> Iterator[Finding]:
+    for key in ("path", "records_max", "bytes_max", "nodes"):
+        if key in spool.model_fields_set:
+            yield Finding(("spool", "kafka"), f"stands instead of `{key}`; leave one out")
+    for index, address in enumerate(kafka.bootstrap):
+        if not _is_address(address):
+            path: Path = ("spool", "kafka", "bootstrap", index)
+            yield Finding(path, f"{address!r} is not HOST:PORT")
+    topics: set[str] = set()
+    for key in ("requests", "results", "dead"):
+        topic = getattr(kafka, key)
+        if _is_topic(topic) is None:
+            message = f"{topic!r} is no topic's name; use up to 249 of A-Z, a-z, 0-9, . _ -"
+            yield Finding(("spool", "kafka", key), message)
+        elif topic in topics:
+            message = f"{topic!r} is the name of two; what comes of a record is no request"
+            yield Finding(("spool", "kafka", key), message)
+        topics.add(topic)
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and 1 <= int(port) <= _PORT_MAX
 
 
 def _redis(redis: Redis) -> Iterator[Finding]:

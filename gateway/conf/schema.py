@@ -218,7 +218,9 @@ class Kafka(Section):
     bootstrap: Annotated[tuple[Text, ...], Unique] = required(
         '"HOST:PORT" of some brokers.', min_length=1, max_length=64
     )
-    requests: Text = option("egress", "The topic of accepted requests.")
+    requests: Text = option(
+        "egress", "The topic of requests: JSON as in egressd.kafka.schema.json."
+    )
     results: Text = option("egress-results", "The topic of results.")
     dead: Text = option("egress-dead", "The topic of requests that were given up.")
     group: Text = option("egressd", "The consumer group of the nodes.")
@@ -235,7 +237,9 @@ class Spool(Section):
     nodes: dict[NodeName, OriginField] = option(
         {}, "Where other nodes listen, by name: they are asked for what they keep.", max_length=256
     )
-    kafka: Kafka | None = option(None, "Topics of a Kafka cluster, instead of `path`.")
+    kafka: Kafka | None = option(
+        None, "Topics of a Kafka cluster, instead of the file and its keys."
+    )
 
 
 class Redis(Section):

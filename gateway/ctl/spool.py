@@ -75,7 +75,10 @@ def drop(reach: Reach, record: str) -> None:
 @click.argument("upstream")
 @click.pass_obj
 def pause(reach: Reach, upstream: str) -> None:
-    """Hold back what is stored for an upstream, over restarts; live requests go on."""
+    """Hold back what is stored for an upstream, over restarts; live requests go on.
+
+    With Kafka it is held back on this node, until it ends.
+    """
     tell(reach, "PUT", "spool", "upstreams", upstream, held=True)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from gateway.breaker.states import Change
     from gateway.h1.message import Fields
     from gateway.proxy.admission import Admittee
     from gateway.proxy.exchange import Exchange
@@ -44,10 +43,6 @@ class SpoolDoor(Protocol):
 
         It may have been given an upstream meanwhile: the node that has the record.
         """
-        ...
-
-    def changed(self, upstream: str, change: Change) -> None:
-        """A breaker opened or closed: what waits for its end is looked at."""
         ...
 
 

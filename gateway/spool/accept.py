@@ -19,6 +19,7 @@ from gateway.h1.message import Fields, Framing
 from gateway.proxy.spooling import without_async
 from gateway.spool import tables
 from gateway.spool.record import BODY_BYTES_MAX, PART_BYTES, TOKEN_BYTES, Kept, NewRequest
+from gateway.spool.sending import lane_of
 from gateway.spool.store import Store, StoreFullError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Acceptor:
             source=exchange.source,
             idempotency_key=self._key,
             fingerprint=b"",
-            lane=_lane(exchange, rule),
+            lane=lane_of(exchange, rule),
             method=head.method,
             host=head.host,
             target=exchange.path,
@@ -271,16 +272,3 @@ def _kept_fields(head: RequestHead, key: bytes) -> Fields:
             fields.append((name, rest))
     fields.append((b"Idempotency-Key", key))
     return fields
-
-
-def _lane(exchange: Exchange, rule: SpoolRule) -> bytes:
-    """What shares it has to wait for the same (see `Lanes`), as 16 octets."""
-    if rule.order_by is not None:
-        parts = [rule.order_by(exchange)]
-    else:
-        uses = exchange.upstream.limit_uses
-        parts = [exchange.credential(), *(use.key(exchange) for use in uses if use.key is not None)]
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(b"%d:%b" % (len(part), part))
-    return digest.digest()

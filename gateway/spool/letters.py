@@ -302,7 +302,7 @@ def _body(body: bytes, response: Result, room: int) -> dict[str, Any]:
     room = max(0, room - _BODY_KEYS_BYTES)
     found: dict[str, Any] = {"body_bytes": response.body_bytes}
     text = _text(body[:room], is_cut=len(body) > room)
-    if text is not None and len(_json(text)) <= room:
+    if text is not None and len(_json(text)) <= room + len('""'):
         found["body"] = text
         kept = len(text.encode())
     else:

@@ -7,7 +7,7 @@ be. Polling goes on for the others, and so does the membership.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from gateway.spool.marks import Marks
@@ -27,13 +27,20 @@ BYTES_ALL_MAX: Final = 64 * 1024 * 1024
 class Partition:
     """One that this worker has: its marks, and what holds it."""
 
-    __slots__ = ("held_until_ns", "is_full", "marks", "number")
+    __slots__ = ("holds", "is_full", "marks", "number")
 
     def __init__(self, number: int, mark: int, note: str) -> None:
         self.number = number
         self.marks = Marks(mark, note)
-        self.held_until_ns = 0
+        # By what is waited for, which is opaque here: until when. No more than records in hand.
+        self.holds: dict[object, int] = {}
         self.is_full = False
+
+    def held_until_ns(self, now_ns: int) -> int:
+        """When it may be read again; 0: it is not held."""
+        if self.holds:
+            self.holds = {what: until for what, until in self.holds.items() if until > now_ns}
+        return max(self.holds.values(), default=0)
 
     def look(self) -> None:
         """Full at the bound, and until half of it is done: not full and empty in turns."""
@@ -82,25 +89,26 @@ class Partitions:
         self._by_number = mine
         return gone
 
-    def restart(self, number: int, offset: int) -> list[int]:
-        """The log begins anew below what was committed (the topic was made again).
+    def restart(self, number: int, mark: int, note: str) -> tuple[Partition, list[int]]:
+        """It begins anew, below what was committed before.
 
-        Returns the offsets of the old one that were in hand.
+        Returns it, and the offsets of the old one that were in hand.
         """
-        old = self._by_number[number]
-        self._by_number[number] = Partition(number, offset, "")
-        return old.marks.under_way()
+        old = self._by_number.get(number)
+        partition = self._by_number[number] = Partition(number, mark, note)
+        return partition, old.marks.under_way() if old is not None else []
 
-    def hold(self, number: int, until_ns: int) -> None:
-        """One of its records waits for a pause to end."""
+    def hold(self, number: int, pause: object, until_ns: int) -> None:
+        """One of its records waits for a pause to end, which names itself."""
         partition = self._by_number.get(number)
         if partition is not None:
-            partition.held_until_ns = max(partition.held_until_ns, until_ns)
+            partition.holds[pause] = max(partition.holds.get(pause, 0), until_ns)
 
-    def release_all(self) -> None:
-        """A pause ended before its time: whoever still has to wait will say so again."""
+    def release(self, is_over: Callable[[object], bool]) -> None:
+        """Pauses may have ended before their time: what was held by such is read again."""
         for partition in self._by_number.values():
-            partition.held_until_ns = 0
+            for pause in [pause for pause in partition.holds if is_over(pause)]:
+                del partition.holds[pause]
 
     def to_pause(self, now_ns: int) -> set[int]:
         """Those that are not to be read now."""
@@ -111,18 +119,14 @@ class Partitions:
         paused = set()
         for partition in self._by_number.values():
             partition.look()
-            if self._is_full or partition.is_full or partition.held_until_ns > now_ns:
+            if self._is_full or partition.is_full or partition.held_until_ns(now_ns):
                 paused.add(partition.number)
         return paused
 
     def next_release_ns(self, now_ns: int) -> int | None:
         """When the first of those that are held may be read again."""
-        held = [
-            partition.held_until_ns
-            for partition in self._by_number.values()
-            if partition.held_until_ns > now_ns
-        ]
-        return min(held, default=None)
+        times = [partition.held_until_ns(now_ns) for partition in self._by_number.values()]
+        return min([until_ns for until_ns in times if until_ns], default=None)
 
     def marks(self) -> dict[int, tuple[int, str]]:
         """What can be committed now."""

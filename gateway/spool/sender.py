@@ -41,9 +41,7 @@ BACKOFF_MAX_NS: Final = 5 * 60 * SECOND  # as long as a breaker's longest pause 
 class Sender(ABC):
     """Satisfies `sending.Owner` for sends."""
 
-    # How a response is kept: up to so many octets of it, handed over in pieces of this size.
-    result_bytes_max: ClassVar[int] = BODY_BYTES_MAX
-    part_bytes: ClassVar[int] = PART_BYTES
+    part_bytes: ClassVar[int] = PART_BYTES  # of a response's pieces, for `put_part`
 
     def __init__(self, worker: Worker, name: str) -> None:
         """`name` is the listener's in access logs."""
@@ -97,6 +95,10 @@ class Sender(ABC):
     @abstractmethod
     def forget_parts(self, sending: Sending) -> None:
         """A response broke off: its pieces are no result."""
+
+    def result_bytes_max(self, entry: Entry) -> int:
+        """Of how long a response its beginning is kept."""
+        return BODY_BYTES_MAX
 
     # What others ask.
 
@@ -198,7 +200,6 @@ class Sender(ABC):
         self._came_back(sending)
         if self._is_closed:
             return
-        self.counts["done"] += 1
         self._forget(sending.entry)
         self._keep_done(sending, result, self.worker.wall_ns() // MS)
 

@@ -8,16 +8,17 @@ before it takes a token.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.breaker.outcome import Outcome
 from gateway.breaker.signals import PASS, Decision, Signal
 from gateway.clock import MS
 from gateway.errors import ErrorKind, GatewayError, Phase, Source, Termination
-from gateway.h1.forward import forward_response
+from gateway.h1.forward import forward_request, forward_response
 from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
 from gateway.proxy import admission, central, turns
-from gateway.proxy.clients import ANONYMOUS
+from gateway.proxy.clients import ANONYMOUS, NO_NAMES
 from gateway.proxy.downstream import DownstreamProtocol
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.stage import Stage
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.proxy.graph import Listener, Upstream, Worker
     from gateway.proxy.spooling import SpoolRule
 
-__all__ = ["Owner", "Sending"]
+__all__ = ["Owner", "Sending", "lane_of", "lane_of_stored"]
 
 # What ends sooner is waited for in the row's own queue, where turns are fair to the millisecond.
 HELD_NS_MAX: Final = 100 * MS
@@ -39,12 +40,14 @@ _OF_THE_TRANSFER: Final = frozenset((b"content-length",))
 class Owner(Protocol):
     """Who sends: `gateway.spool.sender`, over a store."""
 
-    # Of a response so many octets are kept, and handed over in pieces of this size.
     @property
-    def result_bytes_max(self) -> int: ...
+    def part_bytes(self) -> int:
+        """Of how many octets a piece of a response is made; more are never gathered."""
+        ...
 
-    @property
-    def part_bytes(self) -> int: ...
+    def result_bytes_max(self, entry: Entry) -> int:
+        """Of how long a response its beginning is kept."""
+        ...
 
     def went_out(self, sending: Sending) -> None: ...
 
@@ -134,6 +137,7 @@ class Sending(Exchange):
         "_gathered_bytes",
         "_is_kept",
         "_pieces",
+        "_result_bytes_max",
         "_result_fields",
         "_under_way",
         "entry",
@@ -162,6 +166,7 @@ class Sending(Exchange):
         self.error: GatewayError | None = None
         self.parts = 0
         self.result_bytes = 0
+        self._result_bytes_max = owner.result_bytes_max(entry)
         self._is_kept = False  # whether the response is a result
         self._result_fields: Fields = []
         self._pieces: list[bytes] = []
@@ -302,7 +307,7 @@ class Sending(Exchange):
         connection = self.connection
         if connection is not None and not connection.reading_paused:
             connection.deadline_ns = self.worker.now_ns() + self.upstream.timeouts.body_idle_ns
-        room = self.owner.result_bytes_max - self.result_bytes
+        room = self._result_bytes_max - self.result_bytes
         if not self._is_kept or not room:
             return
         data = data[:room]
@@ -355,6 +360,33 @@ class Sending(Exchange):
     def _forget_parts(self) -> None:
         if self.parts:
             self.owner.forget_parts(self)
+
+
+def lane_of(exchange: admission.Admittee, rule: SpoolRule) -> bytes:
+    """What shares it has to wait for the same (see `Lanes`), as 16 octets."""
+    if rule.order_by is not None:
+        parts = [rule.order_by(exchange)]
+    else:
+        uses = exchange.upstream.limit_uses
+        parts = [exchange.credential(), *(use.key(exchange) for use in uses if use.key is not None)]
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(b"%d:%b" % (len(part), part))
+    return digest.digest()
+
+
+def lane_of_stored(worker: Worker, upstream: Upstream, rule: SpoolRule, stored: Stored) -> bytes:
+    """The lane of a request that did not come as an exchange."""
+    head = _head(stored)
+    asking = admission.Admittee(worker, head, stored.source, NO_NAMES)
+    asking.client = ANONYMOUS._replace(name=stored.client)
+    asking.upstream = upstream
+    asking.upstream_name = upstream.name
+    asking.path = stored.target
+    asking.fields = forward_request(
+        head, upstream.host_header or head.host, worker.via, upstream.rules
+    )
+    return lane_of(asking, rule)
 
 
 def _head(stored: Stored) -> RequestHead:

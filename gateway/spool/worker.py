@@ -136,6 +136,7 @@ class Spool(Sender):
         self.store.submit(lambda db: tables.fail(db, entry.number, attempts, status), must=True)
 
     def _keep_done(self, sending: Sending, result: Result, now_ms: int) -> None:
+        self.counts["done"] += 1
         number, token = sending.entry.number, sending.stored.token
         keep_ns = sending.upstream.spool.keep_ns if sending.upstream.spool else 0
         purge_ms = now_ms + keep_ns // MS

@@ -36,6 +36,11 @@ ENOUGH = 'rate = "100/s"\nburst = 100\n'
             "forward.allow: any",
         ),
         (A + '[forward]\nallow = ["*:443"]', None),
+        (A + '[spool.kafka]\nbootstrap = ["k:1"]', "spool.kafka: no upstream has a spool"),
+        (
+            A + '[upstream.a.spool]\n[spool.kafka]\nbootstrap = ["k:1"]',
+            "spool.kafka: `Prefer: respond-async` is not",
+        ),
         (A + '[mesh]\nbind = "127.0.0.1:7946"', "mesh.join: is empty"),
         (
             A + '[mesh]\nbind = "127.0.0.1:7946"\njoin = ["127.0.0.1:1", "gw-2:7946"]',

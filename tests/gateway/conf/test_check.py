@@ -209,6 +209,25 @@ CASES = [
         '[spool]\npath = "a"\nkafka = { bootstrap = ["k:1"] }',
         "3: spool.kafka: stands instead of `path`",
     ),
+    (
+        '[spool]\nrecords_max = 5\nkafka = { bootstrap = ["k:1"] }',
+        "3: spool.kafka: stands instead of `records_max`",
+    ),
+    ('[spool.kafka]\nbootstrap = ["k:1", "[::1]:9092"]', None),
+    ('[spool.kafka]\nbootstrap = ["k:1", "k"]', "2: spool.kafka.bootstrap.1: 'k' is not HOST:PORT"),
+    ('[spool.kafka]\nbootstrap = ["k:0"]', "2: spool.kafka.bootstrap.0: 'k:0' is not HOST:PORT"),
+    (
+        '[spool.kafka]\nbootstrap = ["k:1"]\nrequests = "a b"',
+        "3: spool.kafka.requests: 'a b' is no topic's name",
+    ),
+    (
+        '[spool.kafka]\nbootstrap = ["k:1"]\ndead = ".."',
+        "3: spool.kafka.dead: '..' is no topic's name",
+    ),
+    (
+        '[spool.kafka]\nbootstrap = ["k:1"]\nresults = "egress"',
+        "3: spool.kafka.results: 'egress' is the name of two",
+    ),
 ]
 
 

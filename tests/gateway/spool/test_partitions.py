@@ -19,19 +19,22 @@ def assigned(*numbers: int) -> Partitions:
 
 def test_a_pause_holds_its_partition_until_the_told_time_and_no_other() -> None:
     partitions = assigned(0, 1)
-    partitions.hold(1, 500)
-    partitions.hold(1, 300)  # a shorter wait of another record ends nothing
+    partitions.hold(1, "a", 500)
+    partitions.hold(1, "a", 300)  # a shorter wait of another record ends nothing
     assert partitions.to_pause(499) == {1}
     assert partitions.next_release_ns(499) == 500
     assert partitions.to_pause(500) == set()
     assert partitions.next_release_ns(500) is None
 
 
-def test_a_pause_that_ends_early_lets_go() -> None:
-    partitions = assigned(0)
-    partitions.hold(0, 500)
-    partitions.release_all()
-    assert partitions.to_pause(1) == set()
+def test_a_pause_that_ends_early_lets_go_of_what_it_held_alone() -> None:
+    partitions = assigned(0, 1)
+    partitions.hold(0, "a", 500)
+    partitions.hold(1, "a", 500)
+    partitions.hold(1, "b", 400)
+    partitions.release(lambda pause: pause == "a")
+    assert partitions.to_pause(1) == {1}
+    assert partitions.next_release_ns(1) == 400
 
 
 def test_a_partition_is_full_until_half_of_it_is_done() -> None:
@@ -81,7 +84,7 @@ def test_a_partition_that_stays_keeps_what_is_in_hand_and_its_hold() -> None:
         assert partition is not None
         for offset in range(3):
             partition.marks.take(offset)
-    partitions.hold(0, 500)
+    partitions.hold(0, "a", 500)
     gone = partitions.assign({0: (1, "done 1"), 2: (7, "")})
     assert gone == {0: [0, 2], 1: [0, 1, 2]}
     assert partitions.to_pause(0) == {0}
@@ -94,5 +97,6 @@ def test_a_log_that_begins_anew_is_read_from_there() -> None:
     partition = partitions.find(0)
     assert partition is not None
     partition.marks.take(100)
-    assert partitions.restart(0, 0) == [100]
+    anew, gone = partitions.restart(0, 0, "")
+    assert (anew.number, gone) == (0, [100])
     assert partitions.marks() == {0: (0, "")}
