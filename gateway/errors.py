@@ -67,6 +67,7 @@ class ErrorKind(enum.Enum):
     TARGET_TOO_LONG = _Facts(414, "http_request_error", Source.CLIENT, Retry.NEVER, "Request target too long")
     EXPECTATION_FAILED = _Facts(417, "http_request_error", Source.CLIENT, Retry.NEVER, "Expectation cannot be met")
     HEAD_TOO_LARGE = _Facts(431, "http_request_error", Source.CLIENT, Retry.NEVER, "Request head too large")
+    METHOD_NOT_ALLOWED = _Facts(405, "http_request_error", Source.CLIENT, Retry.NEVER, "Method not allowed")
     NOT_IMPLEMENTED = _Facts(501, "http_request_error", Source.CLIENT, Retry.NEVER, "Not implemented")
     VERSION_NOT_SUPPORTED = _Facts(505, "http_request_error", Source.CLIENT, Retry.NEVER, "HTTP version not supported")
     NO_ROUTE = _Facts(404, "destination_not_found", Source.POLICY, Retry.NEVER, "No route for this request")

@@ -85,6 +85,8 @@ def error_answer(
         fields.append((b"retry-after-ms", b"%d" % -(-wait_ns // MS)))
     if kind is ErrorKind.CLIENT_UNKNOWN:
         fields.append((b"Proxy-Authenticate", b'Basic realm="egressd"'))
+    if kind is ErrorKind.METHOD_NOT_ALLOWED:  # RFC 9110 section 15.5.6: says which are
+        fields.append((b"Allow", b"GET, HEAD"))
     if more:
         fields += more
     reason = encode.reason_phrase(kind.status)

@@ -491,7 +491,10 @@ class Exchange(Respondent):
         """The client is gone: whatever was asked for it is called off."""
         if self.stage is not Stage.OVER:
             phase = self.stage.value
-            self.upstream.counts.aborted += 1
+            if self.upstream_name:
+                self.upstream.counts.aborted += 1
+            else:  # it waits for an answer of ours
+                self.worker.count("own_answers_aborted")
             self._release()
             self.over(Termination(Source.CLIENT, phase))
 

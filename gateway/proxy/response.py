@@ -6,14 +6,16 @@ connection can go on, and whether this response is passed on at all or the reque
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from gateway.clock import SECOND
 from gateway.errors import NORMAL_END, ErrorKind, GatewayError, Phase, Source, Termination
 from gateway.h1 import encode
 from gateway.h1.forward import forward_response, forward_trailers, upgrade_fields
 from gateway.h1.message import Fields, Framing, RequestHead, ResponseHead
 from gateway.proxy import admission
 from gateway.proxy.flow import PAUSE_PEER
+from gateway.proxy.graph import Timeouts
 from gateway.proxy.held import BODY_WAIT_NS, HeldResponse, unreadable
 from gateway.proxy.stage import Stage
 from gateway.proxy.tunnel import Tunnel
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from gateway.proxy.relay import Relay
 
 __all__ = ["Carrier", "Respondent"]
+
+
+# Of an answer of the gateway's own that is longer than a connection takes at once; an upstream has
+# the same `total`. Half the `body_idle`: one who takes nothing holds a place that others wait for.
+OWN_TIMEOUTS: Final = Timeouts(0, 30 * SECOND, 600 * SECOND, 0)
 
 
 class Carrier(Protocol):
@@ -216,6 +223,37 @@ class Respondent(admission.Admittee):
         self.over(NORMAL_END)
         self.downstream.exchange_done(keep=not close)
 
+    def answer_begin_slow(
+        self, source: Carrier, status: int, fields: Fields, body_bytes: int
+    ) -> None:
+        """Answers in the gateway's own name with a body that `source` gives in pieces, each with
+        `answer_piece_slow`, and then `response_end`."""
+        downstream = self.downstream
+        self.connection = source
+        self.stage = Stage.ANSWER
+        self.status = status
+        self.response_started = True
+        self._framing_out = Framing.LENGTH
+        self._keep = self.head.keep_alive and self.request_done and not self.worker.draining
+        downstream.deadline_ns = self.worker.now_ns() + OWN_TIMEOUTS.total_ns
+        fields = [*fields, (b"Content-Length", b"%d" % body_bytes)]
+        reason = encode.reason_phrase(status)
+        downstream.out.append(
+            encode.response(status, reason, fields, Framing.LENGTH, not self._keep)
+        )
+
+    def answer_piece_slow(self, data: bytes) -> None:
+        """A piece of the body; the client's back-pressure pauses the source meanwhile."""
+        self.bytes_out += len(data)
+        self.downstream.out.append(data)
+        self.downstream.flush()
+
+    def answer_broken_slow(self) -> None:
+        """The rest of the body cannot be read: the client sees that it is cut off."""
+        self.connection = None
+        self.over(Termination(Source.INTERNAL, Phase.DATA))
+        self.downstream.cut(self._framing_out)
+
     def answer_self_slow(self) -> None:
         """Max-Forwards says that the request goes no further (RFC 9110 section 7.6.2)."""
         if self.head.method == b"TRACE":
@@ -283,7 +321,7 @@ class Respondent(admission.Admittee):
             return
         connection = self.connection
         now_ns = self.worker.now_ns()
-        timeouts = self.upstream.timeouts
+        timeouts = self.upstream.timeouts if self.upstream_name else OWN_TIMEOUTS
         if yes:
             self.downstream.deadline_ns = self.arrival_ns + timeouts.total_ns
             if connection is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.clock import MS, SECOND
 from gateway.spool import tables
+from gateway.spool.reader import Done, Op
 from gateway.spool.record import TOKEN_BYTES, Entry, State, Told
 from gateway.spool.status import document
 
@@ -59,7 +60,10 @@ class Desk:
         Raises OSError.
         """
         wanted = [State[state.upper()] for state in states]
-        found = await self._ask(lambda db: tables.listed(db, wanted, upstream, after, count))
+        store = self._spool.store
+        found = await self._ask(
+            lambda db: tables.listed(db, wanted, upstream, after, count), store.read
+        )
         return [self._item(told) for told in found]
 
     async def shown(self, name: str) -> dict[str, Any] | None:
@@ -118,17 +122,23 @@ class Desk:
             token = bytes.fromhex(digits)
         except ValueError:
             return None
-        told: Told | None = await self._ask(lambda db: tables.told(db, token))
+        told: Told | None = await self._ask(
+            lambda db: tables.told(db, token), self._spool.store.read
+        )
         return told
 
-    async def _ask(self, op: Callable[[sqlite3.Connection], T]) -> T:
+    async def _ask(
+        self,
+        op: Callable[[sqlite3.Connection], T],
+        submit: Callable[[Op, Done], None] | None = None,
+    ) -> T:
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def done(found: Any) -> None:
             if not outcome.done():
                 outcome.set_result(found)
 
-        self._spool.store.submit(op, done)
+        (submit or self._spool.store.submit)(op, done)
         found: T = await outcome
         if isinstance(found, Exception):
             raise OSError(f"the spool's file: {found}")

@@ -177,7 +177,10 @@ class Answer(NamedTuple):
     state: State
     status: int
     fields: Fields
-    body: bytes
+    body: bytes  # whole where `parts` is 0
+    parts: int
+    body_bytes: int
+    finished_ms: int
 
 
 def pack_fields(fields: Fields) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway.clock import SECOND
 from gateway.errors import ErrorKind, GatewayError, Phase
+from gateway.h1.message import Framing
 from gateway.h1.target import split_absolute
 from gateway.proxy.clients import ANONYMOUS, Client
 from gateway.proxy.spooling import STATUS_PATH
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["accepted", "document", "id_of", "show"]
 
 RESPONSE: Final = "/response"
+# Long responses that are being given out. Of each there is a piece on its way and twice as much
+# unsent at most (`flow.WRITE_HIGH`): 48 MiB.
+READERS_MAX: Final = 256
 
 
 def id_of(node: str, token: bytes) -> str:
@@ -53,7 +57,10 @@ def show(spool: Spool, exchange: Exchange, now_ns: int) -> bool:
     if not path.startswith(STATUS_PATH):
         return False
     if head.method not in (b"GET", b"HEAD"):
-        raise GatewayError(ErrorKind.NOT_IMPLEMENTED, "a stored request can be asked for with GET")
+        raise GatewayError(ErrorKind.METHOD_NOT_ALLOWED, "a stored request is asked for with GET")
+    if head.framing is not Framing.NONE:
+        # RFC 9110 section 9.3.1: content of a GET means nothing. It has nowhere to go here.
+        raise GatewayError(ErrorKind.BAD_REQUEST, "a stored request is asked for without content")
     name = path.removeprefix(STATUS_PATH).decode("latin-1")
     wants_response = name.endswith(RESPONSE)
     node, _, digits = name.removesuffix(RESPONSE).rpartition(".")
@@ -72,11 +79,11 @@ def show(spool: Spool, exchange: Exchange, now_ns: int) -> bool:
     if node != spool.node:
         _ask_other(spool, exchange, node, path, now_ns)
         return True
-    asking = _Asking(spool, exchange, client)
+    asking = _Asking(spool, exchange, client, token)
     if wants_response:
-        spool.store.submit(lambda db: tables.answer(db, token), asking.with_response)
+        spool.store.read(lambda db: tables.answer(db, token), asking.with_response)
     else:
-        spool.store.submit(lambda db: tables.told(db, token), asking.with_state)
+        spool.store.read(lambda db: tables.told(db, token), asking.with_state)
     return True
 
 
@@ -94,8 +101,9 @@ def _ask_other(spool: Spool, exchange: Exchange, node: str, path: bytes, now_ns:
 class _Asking:
     """An exchange that waits for the store."""
 
-    def __init__(self, spool: Spool, exchange: Exchange, client: Client) -> None:
+    def __init__(self, spool: Spool, exchange: Exchange, client: Client, token: bytes) -> None:
         self._spool = spool
+        self._token = token
         self._exchange = exchange
         self._client = client
 
@@ -112,7 +120,20 @@ class _Asking:
         if answer.state is not State.DONE:
             self._fail(GatewayError(ErrorKind.NOT_STORED, "it has no response"))
             return
-        self._exchange.answer(answer.status, answer.fields, answer.body)
+        worker = self._spool.worker
+        fields = answer.fields
+        if all(name.lower() != b"date" for name, _ in fields):
+            # RFC 9110 section 6.6.1: dated when it was received.
+            fields.append((b"Date", _date(answer.finished_ms / 1000)))
+        fields.append((b"Via", worker.via))
+        if not answer.parts:
+            self._exchange.answer(answer.status, fields, answer.body)
+        elif self._spool.readers >= READERS_MAX:
+            worker.count("spool_readers_refused")
+            detail = f"{READERS_MAX} stored responses are being read"
+            self._fail(GatewayError(ErrorKind.SPOOL_FAILED, detail, retry_after_ns=SECOND))
+        else:
+            _Giver(self._spool, self._exchange, self._token, answer).begin_answer(fields)
 
     def _may_see(self, found: Told | Answer | Exception | None) -> bool:
         if isinstance(found, Exception):
@@ -131,6 +152,107 @@ class _Asking:
     def _is_there(self) -> bool:
         """Whether the client still waits: it may have left, or its time may have been up."""
         return self._exchange.downstream.exchange is self._exchange
+
+
+class _Giver:
+    """A stored response on its way to its client. Satisfies `proxy.response.Carrier`."""
+
+    def __init__(self, spool: Spool, exchange: Exchange, token: bytes, answer: Answer) -> None:
+        self.deadline_ns = 0
+        self.fresh = True
+        self._spool = spool
+        self._exchange = exchange
+        self._token = token
+        self._answer = answer
+        self._next = 0
+        self._paused = 0
+        self._is_reading = False
+        self._is_over = False
+
+    def begin_answer(self, fields: Fields) -> None:
+        """Sends the head, and asks for the first piece."""
+        self._spool.readers += 1
+        answer = self._answer
+        self._exchange.answer_begin_slow(self, answer.status, fields, answer.body_bytes)
+        if self._exchange.head.method == b"HEAD":
+            self._exchange.response_end([])
+        else:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self._is_over or self._is_reading or self._paused:
+            return
+        if self._next == self._answer.parts:
+            self._exchange.response_end([])
+            return
+        token, number = self._token, self._next
+        self._next += 1
+        self._is_reading = True
+        self._spool.store.read(
+            lambda db: tables.part(db, token, tables.RESPONSE, number), self._came
+        )
+
+    def _came(self, data: bytes | Exception | None) -> None:
+        self._is_reading = False
+        if self._is_over:
+            return
+        if isinstance(data, bytes):
+            self._exchange.answer_piece_slow(data)
+            self._read_on()
+        else:  # its time was up meanwhile, or the file cannot be read
+            self._leave()
+            self._spool.worker.count("spool_responses_broken")
+            self._exchange.answer_broken_slow()
+
+    def _leave(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._spool.readers -= 1
+
+    # What the exchange wants of who carries it.
+
+    @property
+    def response_begun(self) -> bool:
+        return True
+
+    @property
+    def reading_paused(self) -> bool:
+        return self._paused != 0
+
+    def begin(
+        self, exchange: Exchange, method: bytes, target: bytes, fields: Fields, framing: Framing
+    ) -> None:
+        """There is no request to pass on."""
+
+    def send_body(self, data: bytes) -> None:
+        """There is no request to pass on."""
+
+    def send_end(self, trailers: Fields) -> None:
+        """There is no request to pass on."""
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def end(self) -> None:
+        """The exchange is answered."""
+        self._leave()
+
+    def discard(self) -> None:
+        """The exchange is answered."""
+        self._leave()
+
+    def drop(self) -> None:
+        """The client has left, or takes nothing."""
+        self._leave()
+
+    def pause_reading(self, reason: int) -> None:
+        """The client is slow: the next piece waits."""
+        self._paused |= reason
+
+    def resume_reading(self, reason: int) -> None:
+        """The client has taken what there was."""
+        self._paused &= ~reason
+        self._read_on()
 
 
 def document(node: str, told: Told) -> dict[str, Any]:
@@ -173,10 +295,14 @@ def _token(digits: str) -> bytes | None:
 
 def _fields(spool: Spool) -> Fields:
     return [
-        (b"Date", formatdate(spool.worker.wall_ns() / SECOND, usegmt=True).encode()),
+        (b"Date", _date(spool.worker.wall_ns() / SECOND)),
         (b"Content-Type", b"application/json"),
         (b"Cache-Control", b"no-store"),
     ]
+
+
+def _date(epoch_s: float) -> bytes:
+    return formatdate(epoch_s, usegmt=True).encode()
 
 
 def _json(value: object) -> bytes:

@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 
 from gateway.clock import SECOND, monotonic_ns
 from gateway.spool import tables
+from gateway.spool.reader import BUSY_SECONDS, Done, Op, Reader, tell
 from gateway.spool.record import Entry
 
 __all__ = ["Store", "StoreFullError", "StoreStats"]
@@ -30,7 +31,6 @@ __all__ = ["Store", "StoreFullError", "StoreStats"]
 # An acceptance takes some 20 us of the thread, so this many hold the first one up for 10 ms.
 BATCH_MAX: Final = 512
 AGAIN_SECONDS: Final = 0.5
-BUSY_SECONDS: Final = 5.0  # other workers' commits take some ms each
 # Reading all of a file at a GB/s before the first request is served: a quarter of a second.
 CHECKED_BYTES_MAX: Final = 256 * 1024 * 1024
 # A worker whose supervisor was killed drains before it lets go of the file.
@@ -44,9 +44,6 @@ RESERVE_BYTES: Final = 2 * JOURNAL_PAGES * 4096
 RELIEF_NS: Final = SECOND  # a checkpoint that finds no room is not tried for each request
 PAGE_BYTES: Final = 4096
 _FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
-
-Op = Callable[[sqlite3.Connection], Any]
-Done = Callable[[Any], None]
 
 
 class StoreFullError(Exception):
@@ -103,6 +100,7 @@ class Store:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._db: sqlite3.Connection
+        self._reader: Reader
         self._lock_fd = -1
         self._reserve_path = f"{path}.reserve{owner or ''}"
         self._relieved_ns = 0
@@ -125,6 +123,7 @@ class Store:
             entries = tables.unfinished(self._db, self.owner)
             self.paused = tables.pauses(self._db)
             self._db.execute("COMMIT")
+            self._reader = Reader(self.path)
         except sqlite3.Error as error:
             self._close_files()
             raise OSError(f"spool.path {self.path}: {error}; the file is left as it is") from error
@@ -138,6 +137,12 @@ class Store:
         self._loop = loop
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
+        self._reader.start(loop)
+
+    def read(self, op: Op, done: Done) -> None:
+        """Has `op` read what is committed and `done` told, in the loop, what it returned, or the
+        exception. It waits for no commit, and no commit for it."""
+        self._reader.ask(op, done)
 
     def submit(self, op: Op, done: Done | None = None, *, must: bool = False) -> None:
         """Has `op` done in the next transaction and `done` told, in the loop, what it returned, or
@@ -156,6 +161,8 @@ class Store:
             self._jobs.put(None)
             await asyncio.to_thread(thread.join)
             self._thread = None
+        if hasattr(self, "_reader"):
+            await asyncio.to_thread(self._reader.stop)
         self._close_files()
 
     # Files.
@@ -288,7 +295,7 @@ class Store:
                     self._failed(job, error, told)
         if told and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
-                self._loop.call_soon_threadsafe(_tell, told)
+                self._loop.call_soon_threadsafe(tell, told)
 
     def _commit(self, jobs: list[_Job], told: list[tuple[Done, Any]]) -> sqlite3.Error | None:
         """None: they are on disk, all of them. Otherwise nothing of them is."""
@@ -329,8 +336,3 @@ class Store:
 def _code(error: sqlite3.Error) -> int:
     """SQLite's primary result code."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
-
-
-def _tell(told: list[tuple[Done, Any]]) -> None:
-    for done, outcome in told:
-        done(outcome)

@@ -42,6 +42,7 @@ __all__ = [
     "insert",
     "listed",
     "load",
+    "part",
     "pauses",
     "purge",
     "put_part",
@@ -188,6 +189,14 @@ def body(db: Db, token: bytes, kind: int) -> list[bytes]:
     return [data for (data,) in rows]
 
 
+def part(db: Db, token: bytes, kind: int, number: int) -> bytes | None:
+    """One piece of a long body; None: it is gone."""
+    row = db.execute(
+        "SELECT data FROM part WHERE token = ? AND kind = ? AND number = ?", (token, kind, number)
+    ).fetchone()
+    return row[0] if row is not None else None
+
+
 def begin(db: Db, number: int, now_ms: int) -> None:
     """It is being sent."""
     db.execute(
@@ -291,16 +300,15 @@ def _told(row: tuple[Any, ...]) -> Told:
 
 
 def answer(db: Db, token: bytes) -> Answer | None:
-    """The stored response of a record."""
+    """The stored response of a record; what has parts is read with `part`."""
     row = db.execute(
-        "SELECT client, state, last_status, result_fields, result_body, result_parts"
-        " FROM request WHERE token = ?",
+        "SELECT client, state, last_status, result_fields, result_body, result_parts, result_bytes,"
+        " finished_ms FROM request WHERE token = ?",
         (token,),
     ).fetchone()
     if row is None:
         return None
-    data = b"".join(body(db, token, RESPONSE)) if row[5] else row[4]
-    return Answer(row[0], State(row[1]), row[2], unpack_fields(row[3]), data)
+    return Answer(row[0], State(row[1]), row[2], unpack_fields(row[3]), *row[4:])
 
 
 def dead_count(db: Db) -> int:

@@ -49,6 +49,7 @@ class Spool(Sender):
         self.keys = keys
         self.counts.update({"accepted": 0, "known": 0})
         self.dead_letters = 0
+        self.readers = 0  # of long stored responses, that are being given out
         self.desk = Desk(self)
         self._entries: list[Entry] = []
         self._purging: asyncio.TimerHandle | None = None
@@ -160,7 +161,7 @@ class Spool(Sender):
     def load_body(self, sending: Sending) -> None:
         """Gets a body that has parts, for `Sending.body_loaded`."""
         token = sending.stored.token
-        self.store.submit(lambda db: tables.body(db, token, tables.REQUEST), sending.body_loaded)
+        self.store.read(lambda db: tables.body(db, token, tables.REQUEST), sending.body_loaded)
 
     def put_part(self, sending: Sending, number: int, data: bytes) -> None:
         """Keeps a piece of a response, and calls `Sending.part_kept`."""
