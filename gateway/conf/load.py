@@ -1,9 +1,9 @@
 """From a file to a `Conf`, or to all of its faults at once, each with its line.
 
 Files are read and merged (`sources`), single keys are set from the command line (`overrides`),
-every key is judged by itself (pydantic, through `explain`), and then what spans keys (`check`,
-`not_yet`). Where keys are wrong, the rest is still judged: the wrong ones are taken out, and what
-is said about their surroundings is dropped, so that no fault is a consequence of another.
+every key is judged by itself (pydantic, through `explain`), and then what spans keys (`check`).
+Where keys are wrong, the rest is still judged: the wrong ones are taken out, and what is said about
+their surroundings is dropped, so that no fault is a consequence of another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from gateway.conf.check import faults
 from gateway.conf.explain import FINDINGS_MAX, error_details, explain
 from gateway.conf.faults import ConfError, Fault, Finding, Hints, Path
-from gateway.conf.not_yet import NOT_YET, unavailable
 from gateway.conf.overrides import apply_overrides
 from gateway.conf.schema import Conf
 from gateway.conf.secret import Surroundings
@@ -76,7 +75,7 @@ def _judge(data: dict[str, Any], around: Surroundings) -> tuple[Conf | None, lis
         conf = Conf.model_validate(data, context=around)
     except ValidationError as error:
         return _judge_rest(data, around, error)
-    return conf, [*faults(conf), *unavailable(conf, NOT_YET)]
+    return conf, faults(conf)
 
 
 def _judge_rest(
@@ -102,8 +101,6 @@ def _judge_rest(
             if not pruned.is_consequence(original):
                 findings.append(Finding(original, message))
         findings += _references(data, names)
-        for path, message in unavailable(conf, NOT_YET):
-            findings.append(Finding(pruned.original(path), message))
         return conf, findings
     return None, findings
 

@@ -22,12 +22,6 @@ def pem() -> bytes:
 
 
 @pytest.fixture
-def all_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Judges as if this version could obey every key: for tests that are about something else."""
-    monkeypatch.setattr("gateway.conf.load.NOT_YET", ())
-
-
-@pytest.fixture
 def loaded(tmp_path: Path) -> Callable[..., Conf]:
     """Loads a text, with a listener in front where it has none of its own."""
 

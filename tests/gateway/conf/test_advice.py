@@ -13,8 +13,6 @@ from gateway.conf.check_routes import shadowed_routes
 from gateway.conf.schema import Conf, Route
 from gateway.conf.units import Rate
 
-pytestmark = pytest.mark.usefixtures("all_available")
-
 Loaded = Callable[..., Conf]
 
 A = '[upstream.a]\norigin = "https://a"\n'

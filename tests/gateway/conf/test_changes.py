@@ -12,8 +12,6 @@ from gateway.conf.faults import Finding, key_text
 from gateway.conf.load import load, placed
 from gateway.conf.schema import Conf
 
-pytestmark = pytest.mark.usefixtures("all_available")
-
 Loaded = Callable[..., Conf]
 
 BASE = """[node]

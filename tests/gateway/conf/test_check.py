@@ -12,8 +12,6 @@ from gateway.conf.faults import ConfError
 from gateway.conf.load import load
 from gateway.conf.schema import Conf
 
-pytestmark = pytest.mark.usefixtures("all_available")
-
 Judged = Callable[..., list[str]]
 Loaded = Callable[..., Conf]
 

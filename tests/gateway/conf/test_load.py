@@ -11,12 +11,9 @@ from pydantic import ValidationError
 from gateway.clock import MS, SECOND
 from gateway.conf.faults import ConfError, Fault
 from gateway.conf.load import load
-from gateway.conf.not_yet import Row
 from gateway.conf.schema import Conf
 from gateway.conf.units import Rate
 from gateway.conf.values import Bind
-
-pytestmark = pytest.mark.usefixtures("all_available")
 
 Judged = Callable[..., list[str]]
 Loaded = Callable[..., Conf]
@@ -71,17 +68,13 @@ def test_a_fault_is_one_line() -> None:
     )
 
 
-def test_all_faults_come_at_once_and_none_is_a_consequence(
-    judged: Judged, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refused = Row("node.workers", lambda value, _: value == 2, "two", "use another number")
-    monkeypatch.setattr("gateway.conf.load.NOT_YET", (refused,))
+def test_all_faults_come_at_once_and_none_is_a_consequence(judged: Judged) -> None:
     text = """[[listen]]
 bind = "127.0.0.1:80800"
 [[listen]]
 bind = "127.0.0.1:8080"
 [node]
-workers = 2
+workers = 0
 nme = "x"
 [upstream.stripe]
 origin = "https://api.stripe.com/v1"

@@ -18,7 +18,6 @@ from gateway.conf.explain import keys_at
 from gateway.conf.faults import ConfError
 from gateway.conf.fields import Section
 from gateway.conf.load import load
-from gateway.conf.not_yet import NOT_YET
 from gateway.conf.positions import key_lines
 from gateway.conf.schema import Conf, json_schema
 
@@ -38,7 +37,6 @@ DERIVED = {
 TEXT = REFERENCE.read_text()
 LEFT_OUT = re.compile(r"^#(?=[a-z\[])", re.MULTILINE)
 WHOLE = LEFT_OUT.sub("", TEXT)
-NOT_AVAILABLE = "Not available in this version"
 
 
 @pytest.fixture
@@ -173,31 +171,20 @@ def _blocks() -> list[dict[int, str]]:
     return blocks
 
 
-def test_what_is_left_out_is_exactly_what_cannot_be_had(folder: Path) -> None:
+def test_what_is_left_out_is_exactly_what_excludes_something_shown(folder: Path) -> None:
     path = folder / "egressd.toml"
     path.write_text(WHOLE)
     with pytest.raises(ConfError) as caught:
         load(path, environ=ENVIRON)
     faults = caught.value.faults
     for fault in faults:
-        assert "not available in this version" in fault.message or "instead of" in fault.message
+        assert "instead of" in fault.message
     rows = TEXT.splitlines()
     shown = [str(fault) for fault in faults if not LEFT_OUT.match(rows[fault.line - 1])]
     assert not shown, f"put # before these lines of {REFERENCE.name}"
     lines = {fault.line for fault in faults}
     available = [block for block in _blocks() if not lines & block.keys()]
     assert not available, f"these can be had: take the # from these lines of {REFERENCE.name}"
-
-
-def test_what_the_comments_call_unavailable_is_what_the_table_refuses() -> None:
-    said = set()
-    for path, line in key_lines(WHOLE).items():
-        is_item = isinstance(path[-1], int) and _pattern(path[:-1]) in SCHEMA_KEYS
-        if not is_item and any(NOT_AVAILABLE in row for row in _comment(line)):
-            said.add(_pattern(path))
-    refused = {row.pattern for row in NOT_YET}
-    assert refused - said == set(), f"say above these keys: {NOT_AVAILABLE}"
-    assert said - refused == set(), f"these can be had: take away the words {NOT_AVAILABLE!r}"
 
 
 def test_the_starting_file_is_right_and_small() -> None:
