@@ -38,7 +38,7 @@ class Durable:
     """The worker's spool, if it has one."""
 
     def __init__(self, worker: Worker, place: Place | None, note: Callable[..., None]) -> None:
-        """`note` logs what becomes of a store that is elsewhere."""
+        """`note` logs what becomes of a store."""
         self._worker = worker
         self._place = place
         self._note = note
@@ -63,7 +63,7 @@ class Durable:
         store_kind, spool_kind = await asyncio.to_thread(_file_kinds)
         place = self._place
         number, workers = (place.number, len(place.ports)) if place is not None else (0, 1)
-        store = store_kind(facts.path, number, workers, facts.bytes_max)
+        store = store_kind(facts.path, number, workers, facts.bytes_max, note=self._note)
         spool = spool_kind(
             self._worker, store, conf.node.name, facts.records_max, sealing_keys(conf)
         )

@@ -119,13 +119,15 @@ def adopt(db: Db, owner: int, workers: int) -> None:
     db.execute("UPDATE request SET state = 0 WHERE state = 1 AND owner = ?", (owner,))
 
 
-def unfinished(db: Db, owner: int) -> list[Entry]:
-    """All that is still to be sent by that worker, in the order of acceptance."""
+def unfinished(db: Db, owner: int, workers: int) -> list[Entry]:
+    """All that is still to be sent by that worker, in the order of acceptance; by the first one
+    what a larger crew has left, too: `adopt` may have found no room to write that down."""
     found = []
     rows = db.execute(
         "SELECT number, upstream, lane, accepted_ms, expires_ms, body_bytes, attempts, first_ms"
-        " FROM request WHERE state IN (0, 1) AND owner = ? ORDER BY number",
-        (owner,),
+        " FROM request WHERE state IN (0, 1) AND (owner = ?1 OR (?1 = 0 AND owner >= ?2))"
+        " ORDER BY number",
+        (owner, workers),
     )
     for *facts, attempts, first_ms in rows:
         entry = Entry(*facts)

@@ -156,7 +156,8 @@ class Spool(Sender):
 
     def _may_take(self, name: str) -> bool:
         # Outcomes that find no room on disk would be lost in a crash: no more of them are made.
-        return not (name in self.store.paused or self.store.stats.again)
+        store = self.store
+        return not (name in store.paused or store.stats.again or store.is_ended)
 
     def load_body(self, sending: Sending) -> None:
         """Gets a body that has parts, for `Sending.body_loaded`."""

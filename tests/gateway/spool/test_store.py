@@ -4,55 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.stores import done, request, run
 
 from gateway.spool import tables
-from gateway.spool.record import Kept, NewRequest, Result, State
+from gateway.spool.record import Kept, Result, State
 from gateway.spool.store import Store, StoreFullError
-
-
-def request(key: bytes = b"", **other: Any) -> NewRequest:
-    """A request of the client "c" for the upstream "api"."""
-    new = NewRequest(
-        token=secrets.token_bytes(16), owner=0, upstream="api", client="c", source="::1",
-        idempotency_key=key or secrets.token_hex(8).encode(), fingerprint=b"f", lane=b"",
-        method=b"POST", host=b"api.test", target=b"/a", fields=[(b"A", b"b: c"), (b"D", b"")],
-        body=b"hello", parts=0, body_bytes=5, accepted_ms=1, expires_ms=10_000,
-    )  # fmt: skip
-    return new._replace(**other)
-
-
-async def done(store: Store, op: Callable[[sqlite3.Connection], Any], **how: Any) -> Any:
-    """What came of an op."""
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[Any] = loop.create_future()
-    store.submit(op, outcome.set_result, **how)
-    return await outcome
-
-
-def run(path: Path, work: Callable[[Store], Any], **how: Any) -> Any:
-    """Opens the store, does the work in a loop, closes the store."""
-
-    async def main() -> Any:
-        store = Store(str(path), **how)
-        store.open()
-        store.start(asyncio.get_running_loop())
-        try:
-            return await work(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(main())
 
 
 def test_a_request_is_kept_as_it_came_over_a_restart(tmp_path: Path) -> None:
@@ -317,7 +282,7 @@ import asyncio, secrets, sys
 sys.path.insert(0, {folder!r})
 from gateway.spool import tables
 from gateway.spool.store import Store
-from test_store import request
+from fakes.stores import request
 
 async def main():
     store = Store({path!r})
@@ -340,7 +305,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("lines", [1, 40, 400])
 def test_what_was_told_outlives_a_kill(tmp_path: Path, lines: int) -> None:
     path = tmp_path / "s"
-    code = KILLED.format(folder=str(Path(__file__).parent), path=str(path))
+    code = KILLED.format(folder=str(Path(__file__).parents[2]), path=str(path))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     ) as process:
