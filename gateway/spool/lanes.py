@@ -13,18 +13,22 @@ from heapq import heapify, heappop, heappush
 
 from gateway.spool.record import Entry
 
-__all__ = ["WINDOW", "Lanes"]
+__all__ = ["EXPIRED_AT_ONCE", "LOOKS_AT_ONCE", "WINDOW", "Lanes"]
 
 # Requests of one lane that are in hand before they are sent: a round trip to the file takes some
 # ms, and in 5 ms a lane of 1,000 requests a second wants five.
 WINDOW = 8
+# So much is done in one turn of the loop, which others wait for: 200 expiries, with what is written
+# down of each, take 5 ms; waking a lane, or looking at one that has nothing, some microseconds.
+EXPIRED_AT_ONCE = 200
+LOOKS_AT_ONCE = 1000
 # What was forgotten stays in the heaps until its time; above so many more than what is left they
 # are cleaned out.
 _GONE_SLACK = 256
 
 
 class _Lane:
-    __slots__ = ("delayed", "in_hand", "key", "out", "queued", "ready", "sleep_until_ns")
+    __slots__ = ("delayed", "in_hand", "key", "out", "queued", "ready", "sleep_until_ns", "told_in")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
@@ -34,6 +38,7 @@ class _Lane:
         self.out = 0  # sent, without an outcome
         self.queued = False  # whether it stands in the line of those that may have a turn
         self.sleep_until_ns = 0
+        self.told_in = 0  # the round in which it was told so
 
     @property
     def is_empty(self) -> bool:
@@ -47,6 +52,9 @@ class Lanes:
         self.ordered = ordered
         self._lanes: dict[bytes, _Lane] = {}
         self._turns: deque[_Lane] = deque()
+        self._asleep: dict[_Lane, None] = {}
+        self._round = 0  # what lanes were told in an earlier one is over
+        self._waking: deque[Iterator[_Lane]] = deque()  # were asleep when all were to be looked at
         self._wakes: list[tuple[int, int, _Lane, Entry | None]] = []
         self._expiries: list[tuple[int, int]] = []
         self._entries: dict[int, Entry] = {}
@@ -72,9 +80,12 @@ class Lanes:
         self._line_up(lane)
 
     def take(self) -> Entry | None:
-        """The next one, which is in hand from now on; None: nobody may have a turn now."""
+        """The next one, which is in hand from now on; None: nobody may have a turn now, or so far:
+        `has_turns`."""
         turns = self._turns
-        while turns:
+        for _ in range(LOOKS_AT_ONCE):
+            if not turns:
+                break
             lane = turns.popleft()
             lane.queued = False
             if not self._may_go(lane):
@@ -91,6 +102,11 @@ class Lanes:
             return entry
         return None
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether lanes stand in line that `take` has not looked at."""
+        return bool(self._turns)
+
     def put_back(self, entry: Entry, until_ns: int, *, all_of_them: bool) -> None:
         """It was in hand and is to be sent later, not before `until_ns` (0: at once).
 
@@ -104,8 +120,12 @@ class Lanes:
             self._wake_at(until_ns, lane, entry)
         else:
             self._push(lane, entry)
+            if lane.told_in != self._round:
+                lane.sleep_until_ns = 0
             if until_ns > lane.sleep_until_ns:
                 lane.sleep_until_ns = until_ns
+                lane.told_in = self._round
+                self._asleep[lane] = None
                 self._wake_at(until_ns, lane, None)
         self._line_up(lane)
 
@@ -135,34 +155,53 @@ class Lanes:
         return self._entries.get(number)
 
     def wake(self, now_ns: int) -> None:
-        """Lets those have turns again whose time has come."""
-        wakes = self._wakes
-        while wakes and wakes[0][0] <= now_ns:
-            _, _, lane, entry = heappop(wakes)
-            if entry is not None:
-                lane.delayed -= 1
-                if self._entries.get(entry.number) is entry:
-                    self._push(lane, entry)
-            elif lane.sleep_until_ns <= now_ns:
+        """Lets those have turns again whose time has come, some of them at once: the rest when
+        `next_wake_ns`, which has then passed, is heeded."""
+        for _ in range(LOOKS_AT_ONCE):
+            wakes = self._wakes
+            entry: Entry | None = None
+            if self._waking:
+                woken = next(self._waking[0], None)
+                if woken is None:
+                    self._waking.popleft()
+                    continue
+                if woken.told_in == self._round:
+                    continue  # it was told something else meanwhile
+                lane = woken
                 lane.sleep_until_ns = 0
+            elif wakes and wakes[0][0] <= now_ns:
+                _, _, lane, entry = heappop(wakes)
+                if entry is not None:
+                    lane.delayed -= 1
+                    if self._entries.get(entry.number) is entry:
+                        self._push(lane, entry)
+                elif lane.sleep_until_ns <= now_ns:
+                    lane.sleep_until_ns = 0
+                    self._asleep.pop(lane, None)
+            else:
+                return
             self._line_up(lane)
             self._drop_if_empty(lane)
 
     def wake_all(self) -> None:
-        """What they waited for may be over: all lanes that sleep are looked at."""
-        for lane in self._lanes.values():
-            lane.sleep_until_ns = 0
-            self._line_up(lane)
+        """What they waited for may be over: `wake` looks at all lanes that sleep."""
+        self._round += 1
+        if self._asleep:
+            self._waking.append(iter(self._asleep))
+            self._asleep = {}
 
     def set_ordered(self, *, ordered: bool) -> None:
         """A reload's word. Those that were accepted before keep the lanes that they have."""
         self.ordered = ordered
 
     def expire(self, now_ms: int) -> list[Entry]:
-        """Those that are too old, and not in hand: they are forgotten."""
-        gone = []
+        """Those that are too old, and not in hand: they are forgotten. There may be more, and
+        `next_expiry_ms` has then passed."""
+        gone: list[Entry] = []
         expiries = self._expiries
-        while expiries and expiries[0][0] <= now_ms:
+        for _ in range(LOOKS_AT_ONCE):
+            if not expiries or expiries[0][0] > now_ms or len(gone) == EXPIRED_AT_ONCE:
+                break
             _, number = heappop(expiries)
             entry = self._entries.get(number)
             if entry is None or entry.in_hand or entry.is_out:
@@ -173,7 +212,9 @@ class Lanes:
         return gone
 
     def next_wake_ns(self) -> int | None:
-        """When `wake` has something to do, of the monotonic clock."""
+        """When `wake` has something to do, of the monotonic clock; 0: now."""
+        if self._waking:
+            return 0
         return self._wakes[0][0] if self._wakes else None
 
     def next_expiry_ms(self) -> int | None:

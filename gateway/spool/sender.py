@@ -329,6 +329,8 @@ class Sender(ABC):
         ):
             entry = lanes.take()
             if entry is None:
+                if lanes.has_turns:
+                    self._pump_soon()
                 break
             taken.append(entry)
         if taken:

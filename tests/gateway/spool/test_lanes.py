@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from gateway.spool.lanes import WINDOW, Lanes
+from gateway.spool.lanes import EXPIRED_AT_ONCE, LOOKS_AT_ONCE, WINDOW, Lanes
 from gateway.spool.record import Entry
 
 
@@ -82,6 +82,7 @@ def test_all_that_sleep_can_be_woken() -> None:
     assert entry is not None
     lanes.put_back(entry, 10**18, all_of_them=True)
     lanes.wake_all()
+    lanes.wake(0)
     assert lanes.take() is entry
 
 
@@ -148,3 +149,48 @@ def test_whatever_happens_each_is_sent_and_none_twice_at_a_time() -> None:
             for lane in range(5):
                 own = [number for number in finished if number % 5 == lane]
                 assert own == sorted(own), seed
+
+
+def test_all_are_woken_some_at_a_time_and_in_their_order() -> None:
+    count = 2 * LOOKS_AT_ONCE + 1
+    lanes, entries = filled(count, count)
+    for entry in entries:
+        assert lanes.take() is entry
+        lanes.put_back(entry, 10**12, all_of_them=True)
+    lanes.wake_all()
+    assert lanes.next_wake_ns() == 0
+    found = []
+    for _ in range(3):
+        lanes.wake(1)
+        found.append(drawn(lanes))
+        assert len(found[-1]) <= LOOKS_AT_ONCE
+    assert [number for turn in found for number in turn] == [entry.number for entry in entries]
+    assert lanes.next_wake_ns() == 10**12
+
+
+def test_a_lane_that_is_told_anew_while_all_wake_heeds_that() -> None:
+    lanes, (first, second) = filled(2)
+    for entry in (first, second):
+        assert lanes.take() is entry
+    lanes.put_back(first, 900, all_of_them=True)
+    lanes.wake_all()
+    lanes.put_back(second, 500, all_of_them=True)
+    lanes.wake(1)
+    assert drawn(lanes) == []
+    lanes.wake(500)
+    assert drawn(lanes) == [1, 2]
+
+
+def test_expiry_and_looking_for_a_turn_are_bounded() -> None:
+    count = LOOKS_AT_ONCE + 10
+    lanes, _ = filled(count, count)
+    sizes = []
+    while len(lanes):
+        sizes.append(len(lanes.expire(10**6)))
+    assert max(sizes) == EXPIRED_AT_ONCE
+    lanes.add(Entry(count + 1, "api", b"new", 1, 10**9, 0))
+    assert lanes.take() is None
+    assert lanes.has_turns
+    entry = lanes.take()
+    assert entry is not None
+    assert entry.number == count + 1
