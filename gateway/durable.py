@@ -8,6 +8,7 @@ one must not have the loop wait for the disk.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -53,13 +54,15 @@ class Durable:
     async def prepare(self, conf: Conf) -> Spool | KafkaSpool | None:
         """Opens a spool where the configuration wants the first one. Raises OSError."""
         facts = conf.spool or SpoolConf()
+        wanted = any(one.spool is not None for one in conf.upstream.values())
         if self.spool is not None:
-            self._judge_place(facts)
-            return None
-        if all(one.spool is None for one in conf.upstream.values()):
+            if wanted or conf.spool is not None:
+                self._judge_place(facts)
             return None
         if facts.kafka is not None:
-            return await self._make_topics(conf, facts.kafka)
+            return await self._make_topics(conf, facts.kafka) if wanted else None
+        if not wanted and not await asyncio.to_thread(_is_spool, facts.path):
+            return None
         store_kind, spool_kind = await asyncio.to_thread(_file_kinds)
         place = self._place
         number, workers = (place.number, len(place.ports)) if place is not None else (0, 1)
@@ -67,7 +70,22 @@ class Durable:
         spool = spool_kind(
             self._worker, store, conf.node.name, facts.records_max, sealing_keys(conf)
         )
-        await spool.open()
+        if wanted:
+            await spool.open()
+            return spool
+        return await self._left_over(spool)
+
+    async def _left_over(self, spool: Spool) -> Spool | None:
+        """A file that no upstream needs any more is served while records are in it: they are told
+        of, expire and are purged. It is no reason not to start."""
+        try:
+            await spool.open()
+        except OSError as error:
+            self._note("spool left over failed", path=spool.store.path, reason=str(error))
+            return None
+        if not spool.store.has_records:
+            await spool.close()
+            return None
         return spool
 
     async def _make_topics(self, conf: Conf, facts: Kafka) -> KafkaSpool:
@@ -102,6 +120,9 @@ class Durable:
             self._in_file.reloaded(facts.records_max, sealing_keys(conf))
             if facts.bytes_max != self._in_file.store.bytes_max:
                 self._in_file.store.set_bytes_max(facts.bytes_max)
+        if self._in_file is not None:
+            for name, count in self._in_file.orphans().items():
+                self._note("spool orphans", upstream=name, records=count)
 
     async def discard(self, prepared: Spool | KafkaSpool | None) -> None:
         """Takes `prepare` back."""
@@ -152,3 +173,12 @@ def _injected(conf: Conf) -> dict[str, tuple[bytes, ...]]:
         if secrets:
             found[name] = tuple(secrets)
     return found
+
+
+def _is_spool(path: str) -> bool:
+    """Whether a spool is there; where none is, nothing is loaded."""
+    if not os.path.lexists(path):
+        return False
+    from gateway.spool.place import is_spool
+
+    return is_spool(path)

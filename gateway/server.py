@@ -336,7 +336,11 @@ class Server:
         deadline_ns = monotonic_ns() + self.conf.node.drain
         listeners.drain()
         self.durable.stop_sending()
-        self.log.info("draining", connections=listeners.connection_count)
+        self.log.info(
+            "draining",
+            connections=listeners.connection_count,
+            stored_sends=self.durable.out_count,
+        )
         # Three conditions, of which one is time: looked at, not waited for.
         while (  # noqa: ASYNC110
             (listeners.connection_count or self.durable.out_count)
@@ -415,7 +419,7 @@ class Server:
         self.assembly.registry.look_at_clock(wall_ns() - now_ns, now_ns)
 
     def _log_store(self, event: str, **facts: object) -> None:
-        is_bad = event.endswith((" down", " failed"))
+        is_bad = event.endswith((" down", " failed", " orphans"))
         (self.log.warning if is_bad else self.log.info)(event, **facts)
 
     def _log_mesh(self, event: str, **facts: object) -> None:

@@ -42,7 +42,11 @@ _UPSTREAM_COUNTERS = (
 _REDIS_COUNTERS = (
     ("calls", "egressd_redis_calls", "Questions that requests sent to the store."),
     ("answers", "egressd_redis_answers", "Answers to them that came in time."),
-    ("charges", "egressd_redis_charges", "Costs that the store was told afterwards."),
+    (
+        "charges",
+        "egressd_redis_charges",
+        "Costs that a response told, passed on to the store; 0 without such limits.",
+    ),
     ("falls", "egressd_redis_falls", "Times that limits fell back from the store to the mesh."),
     ("failed_over", "egressd_redis_failovers", "Questions that the mesh decided instead."),
     ("scripts_sent", "egressd_redis_scripts_sent", "Times that the store had lost the script."),

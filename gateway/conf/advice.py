@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 from gateway.conf.account import effective_burst
 from gateway.conf.check_routes import shadowed_routes
-from gateway.conf.schema import Conf
+from gateway.conf.schema import Conf, Spool
 from gateway.conf.schema_upstream import LimitConf, Upstream
 from gateway.conf.secret import Secret
 from gateway.conf.units import duration_text
@@ -20,17 +21,12 @@ _SHOWN_MAX = 20  # of one kind of warning about routes and targets; the rest is 
 def warnings(conf: Conf, members: int) -> list[str]:
     """Sentences, each beginning with the key that it is about; `members` share the limits."""
     return [
-        *_reach(conf), *_mesh(conf), *_upstreams(conf, members), *_routes(conf), *_spool(conf)
-    ]  # fmt: skip
-
-
-def _spool(conf: Conf) -> Iterator[str]:
-    if conf.spool is None or conf.spool.kafka is None:
-        return
-    if all(upstream.spool is None for upstream in conf.upstream.values()):
-        yield "spool.kafka: no upstream has a spool, so no record is read"
-    else:
-        yield "spool.kafka: `Prefer: respond-async` is not applied; requests come by the topic"
+        *_reach(conf),
+        *_mesh(conf),
+        *_spool(conf),
+        *_upstreams(conf, members),
+        *_routes(conf),
+    ]
 
 
 def _reach(conf: Conf) -> Iterator[str]:
@@ -79,6 +75,20 @@ def _mesh(conf: Conf) -> Iterator[str]:
         for index, address in enumerate(mesh.join):
             if not (address.host.startswith("127.") or address.host in ("::1", "localhost")):
                 yield f"mesh.join.{index}: {address} cannot be reached from a loopback bind"
+
+
+def _spool(conf: Conf) -> Iterator[str]:
+    facts = conf.spool or Spool()
+    has_one = any(upstream.spool is not None for upstream in conf.upstream.values())
+    folder = Path(facts.path).parent
+    if facts.kafka is not None:
+        if has_one:
+            yield "spool.kafka: `Prefer: respond-async` is not applied; requests come by the topic"
+        else:
+            yield "spool.kafka: no upstream has a spool, so no record is read"
+    elif has_one and not folder.is_dir():
+        # No fault: what makes it (`StateDirectory=`) may not have run where this is read.
+        yield f"spool.path: there is no directory {folder} here; the start fails without it"
 
 
 def _upstreams(conf: Conf, members: int) -> Iterator[str]:

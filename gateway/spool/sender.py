@@ -154,6 +154,10 @@ class Sender(ABC):
             upstreams[name] = {"queued": len(lanes) - lanes.out, "sending": lanes.out}
         return upstreams, round((now_ms - oldest_ms) / 1000, 3)
 
+    def orphans(self) -> dict[str, int]:
+        """How many records wait for which upstream that sends none any more: until they expire."""
+        return {name: len(lanes) for name, lanes in self.lanes.items() if self.rule(name) is None}
+
     def _rules_changed(self) -> None:
         """A reload: upstreams, orders and figures may be others."""
         for name, lanes in list(self.lanes.items()):
@@ -365,8 +369,9 @@ class Sender(ABC):
     def _expire(self) -> None:
         now_ms = self.worker.wall_ns() // MS
         for name, lanes in list(self.lanes.items()):
+            reason = "expired" if self.rule(name) is not None else "upstream_gone"
             for entry in lanes.expire(now_ms):
-                self._bury(entry, "expired", 0)
+                self._bury(entry, reason, 0)
             if not lanes:
                 self.lanes.pop(name, None)
 

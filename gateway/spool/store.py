@@ -115,6 +115,7 @@ class Store:
         self.bytes_max = bytes_max
         self._lock_wait_ns = lock_wait_ns
         self._note = note
+        self.has_records = False  # of any worker, when it was opened
         self.is_ended = False  # the thread is, by itself: nothing can be kept
         self.stats = StoreStats()
         self.paused: set[str] = set()
@@ -255,6 +256,7 @@ class Store:
                 tables.adopt(db, self.owner, self.workers)
             entries = tables.unfinished(db, self.owner, self.workers)
             self.paused = tables.pauses(db)
+            self.has_records = tables.has_records(db)
             db.execute("COMMIT")
         except sqlite3.Error:
             if db.in_transaction:

@@ -39,6 +39,7 @@ __all__ = [
     "drop",
     "fail",
     "forget_parts",
+    "has_records",
     "insert",
     "listed",
     "load",
@@ -135,6 +136,11 @@ def unfinished(db: Db, owner: int, workers: int) -> list[Entry]:
         entry.first_ms = first_ms
         found.append(entry)
     return found
+
+
+def has_records(db: Db) -> bool:
+    """Whether anything is kept, of whatever state and worker."""
+    return db.execute("SELECT 1 FROM request LIMIT 1").fetchone() is not None
 
 
 def insert(db: Db, new: NewRequest) -> Kept:

@@ -39,6 +39,9 @@ ENOUGH = 'rate = "100/s"\nburst = 100\n'
             A + '[upstream.a.spool]\n[spool.kafka]\nbootstrap = ["k:1"]',
             "spool.kafka: `Prefer: respond-async` is not",
         ),
+        (A + '[upstream.a.spool]\n[spool]\npath = "/no/such/s.db"', "spool.path: there is no dir"),
+        (A + '[upstream.a.spool]\n[spool]\npath = "/tmp/s.db"', None),
+        (A + '[spool]\npath = "/no/such/s.db"', None),
         (A + '[mesh]\nbind = "127.0.0.1:7946"', "mesh.join: is empty"),
         (
             A + '[mesh]\nbind = "127.0.0.1:7946"\njoin = ["127.0.0.1:1", "gw-2:7946"]',
