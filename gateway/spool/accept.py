@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.proxy.graph import Worker
     from gateway.proxy.spooling import SpoolRule
 
-__all__ = ["Acceptor"]
+__all__ = ["Acceptor", "Gatherer", "too_large"]
 
 KEY_BYTES_MAX: Final = 255
 PARTS_UNDER_WAY_MAX: Final = 2  # one is written while the next one gathers
@@ -40,49 +40,45 @@ _NOT_KEPT: Final = frozenset(
 )
 
 
-class Acceptor:
-    """Gathers one request and has it stored. Satisfies `proxy.response.Carrier`."""
+class Gatherer:
+    """Gathers one request for a store. Satisfies `proxy.response.Carrier`.
+
+    What a store does with pieces and with the whole is its own: `send_end` and `drop` are.
+    """
 
     def __init__(
-        self,
-        exchange: Exchange,
-        rule: SpoolRule,
-        store: Store,
-        told: Callable[[Acceptor, Kept], None],
+        self, exchange: Exchange, rule: SpoolRule, owner: int, body_bytes_max: int = BODY_BYTES_MAX
     ) -> None:
-        """`told` hears of the record once it is on disk. Raises GatewayError."""
+        """Raises GatewayError."""
         self.exchange = exchange
         self.deadline_ns = 0
         self.fresh = True
         self._worker: Worker = exchange.worker
-        self._store = store
-        self._told = told
         self._is_over = False
-        self._is_handed_in = False
         self._pieces: list[bytes] = []
-        self._gathered_bytes = 0
-        self._parts = 0
-        self._under_way = 0
         self._body_bytes = 0
+        self._body_bytes_max = body_bytes_max
         self._hash = hashlib.sha256()
         head = exchange.head
-        if head.content_length > BODY_BYTES_MAX:
-            raise _too_large()
-        self._key = _idempotency_key(head) or b'"%b"' % secrets.token_hex(TOKEN_BYTES).encode()
+        if head.content_length > body_bytes_max:
+            raise too_large(body_bytes_max)
+        key = _idempotency_key(head)
+        self.has_own_key = bool(key)
+        key = key or b'"%b"' % secrets.token_hex(TOKEN_BYTES).encode()
         now_ms = self._worker.wall_ns() // MS
         self.new = NewRequest(
             token=secrets.token_bytes(TOKEN_BYTES),
-            owner=store.owner,
+            owner=owner,
             upstream=exchange.upstream_name,
             client=exchange.client.name,
             source=exchange.source,
-            idempotency_key=self._key,
+            idempotency_key=key,
             fingerprint=b"",
             lane=lane_of(exchange, rule),
             method=head.method,
             host=head.host,
             target=exchange.path,
-            fields=_kept_fields(head, self._key),
+            fields=_kept_fields(head, key),
             body=b"",
             parts=0,
             body_bytes=0,
@@ -114,30 +110,30 @@ class Acceptor:
         if self._is_over:
             return
         self._body_bytes += len(data)
-        if self._body_bytes > BODY_BYTES_MAX:
-            self._refuse_soon(_too_large())
+        if self._body_bytes > self._body_bytes_max:
+            self.refuse_soon(too_large(self._body_bytes_max))
             return
         self._hash.update(data)
         self._pieces.append(data)
-        self._gathered_bytes += len(data)
-        if self._gathered_bytes >= PART_BYTES:
-            self._put_part()
+        self._gathered(len(data))
+
+    def _gathered(self, count: int) -> None:
+        """So many octets more are among the pieces."""
 
     def send_end(self, trailers: Fields) -> None:
         """The request is whole; trailers are not kept."""
-        if self._is_over:
-            return
-        if self._parts and self._pieces:
-            self._put_part()
-        new = self.new = self.new._replace(
+        raise NotImplementedError
+
+    def _whole(self, parts: int) -> NewRequest:
+        """The request with its body, of which so many parts are stored already."""
+        self.new = self.new._replace(
             fingerprint=self._hash.digest(),
             body=b"".join(self._pieces),
-            parts=self._parts,
+            parts=parts,
             body_bytes=self._body_bytes,
         )
         self._pieces.clear()
-        self._is_handed_in = True
-        self._store.submit(lambda db: tables.insert(db, new), self._kept)
+        return self.new
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -152,15 +148,74 @@ class Acceptor:
         """The exchange was broken off: what is not a record yet goes."""
         self._is_over = True
         self._pieces.clear()
-        if self._parts and not self._is_handed_in:
-            token = self.new.token
-            self._store.submit(lambda db: tables.forget_parts(db, token, tables.REQUEST))
 
     def pause_reading(self, reason: int) -> None:
         """There is nothing to read here."""
 
     def resume_reading(self, reason: int) -> None:
         """There is nothing to read here."""
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether there is still a client to be answered."""
+        return not self._is_over and self.exchange.connection is self
+
+    def refuse_soon(self, error: GatewayError) -> None:
+        """From inside the exchange's own call: it is told when that has returned."""
+        self._is_over = True
+        self._worker.loop.call_soon(self._refuse_now, error)
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answers the client, if there still is one."""
+        if self.is_waited_for:
+            self._refuse_now(error)
+
+    def _refuse_now(self, error: GatewayError) -> None:
+        self._worker.count("spool_refused_" + error.kind.name.lower())
+        if self.exchange.connection is self:
+            self.exchange.fail(error)
+
+
+class Acceptor(Gatherer):
+    """Has a request stored in the file."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        rule: SpoolRule,
+        store: Store,
+        told: Callable[[Acceptor, Kept], None],
+    ) -> None:
+        """`told` hears of the record once it is on disk. Raises GatewayError."""
+        super().__init__(exchange, rule, store.owner)
+        self._store = store
+        self._told = told
+        self._is_handed_in = False
+        self._gathered_bytes = 0
+        self._parts = 0
+        self._under_way = 0
+
+    def _gathered(self, count: int) -> None:
+        self._gathered_bytes += count
+        if self._gathered_bytes >= PART_BYTES:
+            self._put_part()
+
+    def send_end(self, trailers: Fields) -> None:
+        """The request is whole; trailers are not kept."""
+        if self._is_over:
+            return
+        if self._parts and self._pieces:
+            self._put_part()
+        new = self._whole(self._parts)
+        self._is_handed_in = True
+        self._store.submit(lambda db: tables.insert(db, new), self._kept)
+
+    def drop(self) -> None:
+        """The exchange was broken off: what is not a record yet goes."""
+        super().drop()
+        if self._parts and not self._is_handed_in:
+            token = self.new.token
+            self._store.submit(lambda db: tables.forget_parts(db, token, tables.REQUEST))
 
     # The store's side.
 
@@ -183,40 +238,22 @@ class Acceptor:
         if self._is_over:
             return
         if isinstance(outcome, Exception):
-            self._refuse(_not_kept(outcome))
+            self.refuse(_not_kept(outcome))
         elif self._under_way < PARTS_UNDER_WAY_MAX:
             self.exchange.upstream_writable(True)
 
     def _kept(self, outcome: Kept | Exception) -> None:
         if isinstance(outcome, Exception):
-            self._refuse(_not_kept(outcome))
+            self.refuse(_not_kept(outcome))
         elif not outcome.is_same:
-            self._refuse(GatewayError(ErrorKind.KEY_REUSED, phase=Phase.DATA))
+            self.refuse(GatewayError(ErrorKind.KEY_REUSED, phase=Phase.DATA))
         else:
             self._told(self, outcome)
 
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether there is still a client to be answered."""
-        return not self._is_over and self.exchange.connection is self
 
-    def _refuse_soon(self, error: GatewayError) -> None:
-        """From inside the exchange's own call: it is told when that has returned."""
-        self._is_over = True
-        self._worker.loop.call_soon(self._refuse_now, error)
-
-    def _refuse(self, error: GatewayError) -> None:
-        if self.is_waited_for:
-            self._refuse_now(error)
-
-    def _refuse_now(self, error: GatewayError) -> None:
-        self._worker.count("spool_refused_" + error.kind.name.lower())
-        if self.exchange.connection is self:
-            self.exchange.fail(error)
-
-
-def _too_large() -> GatewayError:
-    return GatewayError(ErrorKind.BODY_TOO_LARGE, f"the spool keeps {BODY_BYTES_MAX} octets")
+def too_large(bytes_max: int) -> GatewayError:
+    """The answer to a body that the store does not take."""
+    return GatewayError(ErrorKind.BODY_TOO_LARGE, f"the spool keeps {bytes_max} octets")
 
 
 def _not_kept(outcome: Exception) -> GatewayError:

@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     from gateway.proxy.exchange import Exchange
     from gateway.spool.worker import Spool
 
-__all__ = ["accepted", "document", "id_of", "show"]
+__all__ = [
+    "RESPONSE",
+    "accepted",
+    "as_json",
+    "asked_for",
+    "document",
+    "fields_of_json",
+    "id_of",
+    "is_waiting",
+    "received_at",
+    "show",
+    "token_of",
+]
 
 RESPONSE: Final = "/response"
 # Long responses that are being given out. Of each there is a piece on its way and twice as much
@@ -38,33 +50,44 @@ def id_of(node: str, token: bytes) -> str:
     return f"{node}.{token.hex()}"
 
 
-def accepted(spool: Spool, exchange: Exchange, token: bytes) -> None:
-    """The request is on disk: 202 (RFC 9110 section 15.3.3), and where to ask."""
-    name = id_of(spool.node, token)
+def accepted(exchange: Exchange, name: str) -> None:
+    """The request is kept under that id: 202 (RFC 9110 section 15.3.3), and where to ask."""
     path = STATUS_PATH.decode() + name
-    fields = _fields(spool)
+    fields = fields_of_json(exchange)
     fields += [(b"Location", path.encode()), (b"Preference-Applied", b"respond-async")]
     body = {"id": name, "state": "queued", "status": path, "response": path + RESPONSE}
-    exchange.answer(202, fields, _json(body))
+    exchange.answer(202, fields, as_json(body))
 
 
-def show(spool: Spool, exchange: Exchange, now_ns: int) -> bool:
-    """Whether the exchange asks for an accepted request and is answered here."""
+def asked_for(exchange: Exchange) -> bytes | None:
+    """The path of the accepted request that the exchange asks for; None: it asks for none.
+
+    Raises GatewayError.
+    """
     head = exchange.head
     path = head.target
     if not path.startswith(b"/") and head.method != b"CONNECT":
         path = split_absolute(path, head.method)[3]
     if not path.startswith(STATUS_PATH):
-        return False
+        return None
     if head.method not in (b"GET", b"HEAD"):
         raise GatewayError(ErrorKind.METHOD_NOT_ALLOWED, "a stored request is asked for with GET")
     if head.framing is not Framing.NONE:
         # RFC 9110 section 9.3.1: content of a GET means nothing. It has nowhere to go here.
         raise GatewayError(ErrorKind.BAD_REQUEST, "a stored request is asked for without content")
+    return path
+
+
+def show(spool: Spool, exchange: Exchange, now_ns: int) -> bool:
+    """Whether the exchange asks for an accepted request and is answered here."""
+    path = asked_for(exchange)
+    if path is None:
+        return False
+    head = exchange.head
     name = path.removeprefix(STATUS_PATH).decode("latin-1")
     wants_response = name.endswith(RESPONSE)
     node, _, digits = name.removesuffix(RESPONSE).rpartition(".")
-    token = _token(digits)
+    token = token_of(digits)
     runtime = exchange.worker.runtime
     vouched = vouch.client_of(head.fields, path, spool.keys, spool.worker.wall_ns() // SECOND)
     client = runtime.clients.identify(exchange.source, head, exchange.certificate_names)
@@ -110,8 +133,8 @@ class _Asking:
     def with_state(self, told: Told | Exception | None) -> None:
         if self._may_see(told):
             assert isinstance(told, Told)
-            fields = _fields(self._spool)
-            self._exchange.answer(200, fields, _json(document(self._spool.node, told)))
+            fields = fields_of_json(self._exchange)
+            self._exchange.answer(200, fields, as_json(document(self._spool.node, told)))
 
     def with_response(self, answer: Answer | Exception | None) -> None:
         if not self._may_see(answer):
@@ -121,11 +144,7 @@ class _Asking:
             self._fail(GatewayError(ErrorKind.NOT_STORED, "it has no response"))
             return
         worker = self._spool.worker
-        fields = answer.fields
-        if all(name.lower() != b"date" for name, _ in fields):
-            # RFC 9110 section 6.6.1: dated when it was received.
-            fields.append((b"Date", _date(answer.finished_ms / 1000)))
-        fields.append((b"Via", worker.via))
+        fields = received_at(answer.fields, answer.finished_ms, worker.via)
         if not answer.parts:
             self._exchange.answer(answer.status, fields, answer.body)
         elif self._spool.readers >= READERS_MAX:
@@ -150,8 +169,7 @@ class _Asking:
             self._exchange.fail(error)
 
     def _is_there(self) -> bool:
-        """Whether the client still waits: it may have left, or its time may have been up."""
-        return self._exchange.downstream.exchange is self._exchange
+        return is_waiting(self._exchange)
 
 
 class _Giver:
@@ -284,7 +302,8 @@ def document(node: str, told: Told) -> dict[str, Any]:
     return found
 
 
-def _token(digits: str) -> bytes | None:
+def token_of(digits: str) -> bytes | None:
+    """The octets of an id; None: these are none."""
     if len(digits) != 2 * TOKEN_BYTES:
         return None
     try:
@@ -293,9 +312,25 @@ def _token(digits: str) -> bytes | None:
         return None
 
 
-def _fields(spool: Spool) -> Fields:
+def is_waiting(exchange: Exchange) -> bool:
+    """Whether the client still waits: it may have left, or its time may have been up."""
+    return exchange.downstream.exchange is exchange
+
+
+def received_at(fields: Fields, finished_ms: int, via: bytes) -> Fields:
+    """A stored response's fields, as they are given out: with Date and Via."""
+    given = list(fields)
+    if all(name.lower() != b"date" for name, _ in fields):
+        # RFC 9110 section 6.6.1: dated when it was received.
+        given.append((b"Date", _date(finished_ms / 1000)))
+    given.append((b"Via", via))
+    return given
+
+
+def fields_of_json(exchange: Exchange) -> Fields:
+    """The fields of an answer that is a JSON document of ours."""
     return [
-        (b"Date", _date(spool.worker.wall_ns() / SECOND)),
+        (b"Date", _date(exchange.worker.wall_ns() / SECOND)),
         (b"Content-Type", b"application/json"),
         (b"Cache-Control", b"no-store"),
     ]
@@ -305,5 +340,6 @@ def _date(epoch_s: float) -> bytes:
     return formatdate(epoch_s, usegmt=True).encode()
 
 
-def _json(value: object) -> bytes:
+def as_json(value: object) -> bytes:
+    """A document as it is answered."""
     return json.dumps(value).encode() + b"\n"

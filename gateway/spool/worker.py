@@ -119,7 +119,7 @@ class Spool(Sender):
         else:
             self.counts["known"] += 1
         if acceptor.is_waited_for:
-            status.accepted(self, acceptor.exchange, kept.token)
+            status.accepted(acceptor.exchange, status.id_of(self.node, kept.token))
 
     # The store's side of a send.
 
