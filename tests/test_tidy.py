@@ -48,14 +48,14 @@ EXCEPTIONS = {
 PURE = ("gateway.h1", "gateway.limits", "gateway.waiting", "gateway.breaker", "gateway.conf",
         "gateway.routes", "gateway.errors", "gateway.build", "gateway.spool.bounded_json",
         "gateway.spool.envelope", "gateway.spool.lanes", "gateway.spool.letters",
-        "gateway.spool.marks", "gateway.spool.partitions", "gateway.spool.record",
-        "peers.core")  # fmt: skip
+        "gateway.spool.marks", "gateway.spool.partitions",
+        "gateway.spool.record", "peers.core")  # fmt: skip
 IMPURE_MODULES = {"asyncio", "socket", "time", "random", "logging", "selectors", "threading"}
 PEERS_MAY = {"peers", "msgpack", "cryptography"}
 
 # Each third-party name has one door.
 DOORS = {
-    "aiokafka": ("gateway/connectors/kafka_link.py",),
+    "aiokafka": ("gateway/connectors/kafka_link.py", "gateway/connectors/kafka_tail.py"),
     "hiredis": ("gateway/connectors/redis_store.py",),
     "httptools": ("gateway/h1/codec_httptools.py",),
     "h11": ("gateway/h1/codec_h11.py",),

@@ -20,7 +20,7 @@ from gateway.clock import SECOND
 if TYPE_CHECKING:
     from gateway.conf.schema import Kafka
 
-__all__ = ["KafkaLink", "Received", "Taker"]
+__all__ = ["KafkaLink", "Received", "Taker", "as_received"]
 
 Headers = Sequence[tuple[str, bytes | None]]
 Marks = dict[int, tuple[int, str]]  # by partition: the offset to commit, and its metadata
@@ -82,9 +82,12 @@ class Taker(Protocol):
 
 
 class _Write:
-    """A record to be written. `told` hears True once it is, False if it is too large."""
+    """A record to be written. `told` hears True once it is, False if it is too large.
 
-    __slots__ = ("headers", "key", "since_ns", "told", "topic", "value")
+    With `failed` it is written once or not at all, and `failed` hears that it was not.
+    """
+
+    __slots__ = ("failed", "headers", "key", "since_ns", "told", "topic", "value")
 
     def __init__(
         self,
@@ -94,7 +97,9 @@ class _Write:
         headers: list[tuple[str, bytes]],
         told: Callable[[bool], None],
         since_ns: int,
+        failed: Callable[[], None] | None = None,
     ) -> None:
+        self.failed = failed
         self.topic = topic
         self.key = key
         self.value = value
@@ -158,6 +163,16 @@ class KafkaLink:
         self._taker = taker
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._read()), loop.create_task(self._write())]
+
+    def follow(self, since_ms: int, came: Callable[[str, Received], None]) -> None:
+        """Has `came` hear of each record of the topics of outcomes, whoever wrote it, with its
+        topic; from that time on, until `stop`."""
+        from gateway.connectors.kafka_tail import Tail
+
+        topics = (self._conf.results, self._conf.dead)
+        tail = Tail(self._conf.bootstrap, self._client_id, topics, since_ms, came)
+        run = tail.run(self._backoff_seconds, self._note, self._count)
+        self._tasks.append(asyncio.get_running_loop().create_task(run))
 
     async def stop(self) -> None:
         """Leaves the group. What is not acknowledged by then is given up."""
@@ -260,7 +275,7 @@ class KafkaLink:
             return
         self._is_up(len(self._consumer.assignment()))
         for place, records in found.items():
-            self._taker.received([_received(place.partition, record) for record in records])
+            self._taker.received([as_received(place.partition, record) for record in records])
         # What was read ahead comes without a wait, and others want their turn.
         await asyncio.sleep(0)
 
@@ -365,10 +380,38 @@ class KafkaLink:
     ) -> None:
         """Has a record written, however long that takes; `told` hears when all replicas have it,
         or that it is too large."""
-        write = _Write(topic, key, value, headers, told, self._now_ns())
+        self._enqueue(_Write(topic, key, value, headers, told, self._now_ns()))
+
+    def offer(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes,
+        headers: list[tuple[str, bytes]],
+        told: Callable[[bool], None],
+        failed: Callable[[], None],
+    ) -> Callable[[], None]:
+        """As `write`, but once: `failed` hears that it could not be written.
+
+        Returns what withdraws it: nobody hears of it then, and it is not written unless it is on
+        its way already.
+        """
+        write = _Write(topic, key, value, headers, told, self._now_ns(), failed)
+        self._enqueue(write)
+        return lambda: self._withdraw(write)
+
+    def _enqueue(self, write: _Write) -> None:
         self._unacknowledged[write] = None
         self._queue.append(write)
         self._wake.set()
+
+    def _withdraw(self, write: _Write) -> None:
+        if write not in self._unacknowledged:
+            return
+        del self._unacknowledged[write]
+        write.told = write.failed = _unheard  # should it be on its way
+        if write in self._queue:
+            self._queue.remove(write)
 
     @property
     def unacknowledged(self) -> int:
@@ -412,7 +455,7 @@ class KafkaLink:
         except _too_large():
             self._settle(write, False)
         except BaseException:
-            self._queue.append(write)  # at the end: its topic may be the only one that is missing
+            self._not_written(write)
             raise
         else:
             self._flying[future] = write
@@ -424,7 +467,7 @@ class KafkaLink:
         if write is None:
             return  # it is being written anew
         if future.cancelled():
-            self._queue.append(write)
+            self._not_written(write)
         elif error is None:
             self._is_failing = False
             self._write_failures = 0
@@ -432,18 +475,29 @@ class KafkaLink:
         elif isinstance(error, _too_large()):
             self._settle(write, False)
         else:
-            self._queue.append(write)
+            self._not_written(write)
             self._failed = OSError(_words(error))
         self._wake.set()
 
     def _settle(self, write: _Write, is_written: bool) -> None:
-        del self._unacknowledged[write]
+        self._unacknowledged.pop(write, None)
         write.told(is_written)
+
+    def _not_written(self, write: _Write) -> None:
+        if write.failed is None:
+            self._queue.append(write)  # at the end: its topic may be the only one that is missing
+        else:
+            self._unacknowledged.pop(write, None)
+            write.failed()
 
     def _again(self) -> None:
         """A producer was given up; what it had not finished is written anew."""
-        self._queue.extendleft(reversed(self._flying.values()))
+        flying = list(self._flying.values())
         self._flying.clear()
+        self._queue.extendleft(reversed([each for each in flying if each.failed is None]))
+        for write in flying:
+            if write.failed is not None:
+                self._not_written(write)
         self._failed = None
 
     async def _produce(self, stack: contextlib.AsyncExitStack) -> Any:
@@ -488,13 +542,18 @@ class KafkaLink:
         return longest * (0.5 + self._chance() / 2)
 
 
+def _unheard(_: object = None) -> None:
+    """Nobody wants to know any more."""
+
+
 def _place(topic: str, partition: int) -> Any:
     from aiokafka import TopicPartition
 
     return TopicPartition(topic, partition)
 
 
-def _received(partition: int, record: Any) -> Received:
+def as_received(partition: int, record: Any) -> Received:
+    """A record of the library's, as ours."""
     return Received(
         partition, record.offset, record.timestamp, record.key, record.value, record.headers
     )

@@ -6,12 +6,13 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
-from fakes.kafka import MockCluster
+from fakes.kafka import Broker, MockCluster, kafka_missing
 
 from gateway.conf.schema import Kafka
 from gateway.connectors.kafka_link import RECORD_BYTES_MAX, KafkaLink, Received
@@ -125,6 +126,79 @@ def test_a_cluster_that_is_not_there_is_said_once_and_tried_again() -> None:
         await link.stop()
 
     asyncio.run(run())
+
+
+def test_what_is_offered_is_written_once_or_not_at_all() -> None:
+    async def run() -> None:
+        notes = Notes()
+        link = link_to("127.0.0.1:1", notes)
+        told: list[bool] = []
+        failed: list[str] = []
+        sent: list[asyncio.Future[None]] = []
+
+        async def send(*_: Any, **__: Any) -> asyncio.Future[None]:
+            sent.append(asyncio.get_running_loop().create_future())
+            return sent[-1]
+
+        async def breaks(*_: Any, **__: Any) -> None:
+            raise OSError("gone")
+
+        def offer(name: str) -> Callable[[], None]:
+            return link.offer("t", None, b"v", [], told.append, lambda: failed.append(name))
+
+        offer("cannot be sent")
+        with pytest.raises(OSError, match="gone"):
+            await link._write_next(SimpleNamespace(send=breaks))
+        assert failed == ["cannot be sent"]
+        offer("withdrawn in the queue")()
+        assert (link.unacknowledged, len(link._queue)) == (0, 0)
+        for name in ("refused", "lost", "withdrawn"):
+            withdraw = offer(name)
+            await link._write_next(SimpleNamespace(send=send))
+        withdraw()
+        withdraw()
+        sent[0].set_exception(OSError("refused"))
+        await asyncio.sleep(0)
+        link._again()  # the producer is given up with what it had under way
+        assert failed == ["cannot be sent", "refused", "lost"]
+        assert (link.unacknowledged, len(link._queue), told) == (0, 0, [])
+        for future in sent[1:]:
+            future.cancel()
+
+    asyncio.run(run())
+
+
+def test_outcomes_that_cannot_be_read_are_said_once_and_tried_again() -> None:
+    async def run() -> None:
+        notes = Notes()
+        link = link_to("127.0.0.1:1", notes)
+        link.follow(0, lambda topic, record: None)
+        await until(lambda: notes.counts.count("kafka_tails_failed") > 1)
+        assert notes.events == ["kafka outcomes unread"]
+        await link.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(bool(kafka_missing()), reason=kafka_missing())
+def test_outcomes_are_heard_of_from_a_time_on(tmp_path: Path) -> None:
+    async def run(broker: Broker) -> None:
+        heard: list[tuple[str, bytes | None]] = []
+        link = link_to(broker.bootstrap, Notes())
+        link.follow(
+            time.time_ns() // 10**6 - 3_600_000,
+            lambda topic, record: heard.append((topic, record.value)),
+        )
+        await until(lambda: heard == [("egress-results", b"before")])
+        broker.produce("egress-dead", [(None, b"after")])
+        await until(lambda: heard[1:] == [("egress-dead", b"after")])
+        await link.stop()
+
+    with Broker(tmp_path) as broker:
+        broker.make_topic("egress-results")
+        broker.make_topic("egress-dead")
+        broker.produce("egress-results", [(None, b"before")])
+        asyncio.run(run(broker))
 
 
 def test_records_wait_for_the_word_of_what_is_committed() -> None:
