@@ -48,7 +48,7 @@ EXCEPTIONS = {
 PURE = ("gateway.h1", "gateway.limits", "gateway.waiting", "gateway.breaker", "gateway.conf",
         "gateway.routes", "gateway.errors", "gateway.build", "gateway.spool.bounded_json",
         "gateway.spool.envelope", "gateway.spool.lanes", "gateway.spool.letters",
-        "gateway.spool.marks", "gateway.spool.partitions",
+        "gateway.spool.marks", "gateway.spool.outcomes", "gateway.spool.partitions",
         "gateway.spool.record", "peers.core")  # fmt: skip
 IMPURE_MODULES = {"asyncio", "socket", "time", "random", "logging", "selectors", "threading"}
 PEERS_MAY = {"peers", "msgpack", "cryptography"}

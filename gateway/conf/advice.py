@@ -82,13 +82,30 @@ def _spool(conf: Conf) -> Iterator[str]:
     has_one = any(upstream.spool is not None for upstream in conf.upstream.values())
     folder = Path(facts.path).parent
     if facts.kafka is not None:
-        if has_one:
-            yield "spool.kafka: `Prefer: respond-async` is not applied; requests come by the topic"
-        else:
+        if not has_one:
             yield "spool.kafka: no upstream has a spool, so no record is read"
+        yield from _kafka(conf)
     elif has_one and not folder.is_dir():
         # No fault: what makes it (`StateDirectory=`) may not have run where this is read.
         yield f"spool.path: there is no directory {folder} here; the start fails without it"
+
+
+def _kafka(conf: Conf) -> Iterator[str]:
+    """Requests whose record another upstream would take, or none."""
+    seen: set[str] = set()
+    for name, upstream in conf.upstream.items():
+        origin = f"{upstream.origin.scheme}://{upstream.origin.authority}"
+        if upstream.spool is not None and origin in seen:
+            yield (
+                f"upstream.{name}.spool: records for {origin} go to the upstream that has it"
+                " first, so `Prefer: respond-async` gets 503 here"
+            )
+        elif upstream.spool is not None and upstream.host == "client":
+            yield (
+                f"upstream.{name}.host: a record has the origin's Host, so"
+                " `Prefer: respond-async` gets 503 with any other"
+            )
+        seen.add(origin)
 
 
 def _upstreams(conf: Conf, members: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from gateway.clock import MS
 from gateway.routes import strip_path
 from gateway.spool.envelope import Envelope, idempotency_key_for, read_envelope
-from gateway.spool.letters import Course, Origin, Secrets
+from gateway.spool.letters import Course, Origin, Secrets, mark_in
 from gateway.spool.record import Entry, Stored
 from gateway.spool.sending import lane_of_stored
 
@@ -79,6 +79,11 @@ class TopicEntry(Entry):
         self.is_lost = False  # its partition is another's: nothing is committed for it here
         self.last_ms = 0
         self.octets = 0
+
+    @property
+    def mark(self) -> bytes:
+        """By which its outcome is found, if a gateway wrote it; b"": none did."""
+        return mark_in(self.origin.headers)
 
     @property
     def place(self) -> tuple[int, int]:

@@ -28,11 +28,13 @@ from gateway.spool.partitions import Partition, Partitions
 from gateway.spool.record import BODY_BYTES_MAX, Entry, Result, Stored
 from gateway.spool.sender import Sender
 from gateway.spool.topic_desk import TopicDesk
+from gateway.spool.topic_door import TopicDoor
 
 if TYPE_CHECKING:
     from gateway.breaker.states import Change
     from gateway.conf.schema import Kafka
     from gateway.connectors.kafka_link import KafkaLink, Received
+    from gateway.proxy.exchange import Exchange
     from gateway.proxy.graph import Worker
     from gateway.spool.sending import Sending
 
@@ -49,10 +51,16 @@ CLOSE_SECONDS: Final = 2.0  # for what is being written at the end, and a last c
 # that is wrong, and the letter waits until somebody has made that right.
 LETTER_BYTES_MIN: Final = 64 * 1024
 LETTER_AGAIN_SECONDS: Final = 10.0
+_COUNTED: Final = (
+    "records", "results", "dead_letters", "commits", "rebalances", "accepted", "known"
+)  # fmt: skip
 
 
 class KafkaSpool(Sender):
-    """Satisfies `kafka_link.Taker`: what is read, sent, held and committed is decided here."""
+    """Satisfies `kafka_link.Taker`: what is read, sent, held and committed is decided here.
+
+    Satisfies `proxy.spooling.SpoolDoor` for exchanges as well.
+    """
 
     # More than is kept of any response: it stays in one piece.
     part_bytes: ClassVar[int] = BODY_BYTES_MAX + 1
@@ -69,10 +77,10 @@ class KafkaSpool(Sender):
         self.held: set[str] = set()  # upstreams that an operator holds back here
         self.paused: set[int] = set()
         self.entries: dict[tuple[int, int], TopicEntry] = {}  # in hand, by partition and offset
+        self.accepted: dict[bytes, tuple[int, int]] = {}  # of them, by mark, what gateways wrote
         self.desk = TopicDesk(self)
-        self.counts.update(
-            dict.fromkeys(("records", "results", "dead_letters", "commits", "rebalances"), 0)
-        )
+        self.door = TopicDoor(self)
+        self.counts.update(dict.fromkeys(_COUNTED, 0))
         self._numbers = itertools.count(1)
         self._is_rebalancing = True  # until the group has given out its partitions
         self._committed: dict[int, tuple[int, str]] = {}
@@ -85,10 +93,12 @@ class KafkaSpool(Sender):
     def start(self) -> None:
         """Joins the group; a cluster that is not there yet is waited for."""
         self.link.start(self)
+        self.door.open()
 
     async def close(self) -> None:
         """Commits what is done and leaves the group. What is still out is sent anew by another."""
         self._is_stopped = True
+        self.door.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._settle(CLOSE_SECONDS, sends=False)
@@ -123,6 +133,16 @@ class KafkaSpool(Sender):
         """A record that is not being sent becomes a dead letter."""
         self._forget(entry)
         self._refuse(entry, reason, detail, self.worker.wall_ns() // MS)
+
+    # The data path's side.
+
+    def accept(self, exchange: Exchange, now_ns: int) -> None:
+        """Takes the exchange on; it is answered when all replicas have its request."""
+        self.door.accept(exchange, now_ns)
+
+    def show(self, exchange: Exchange, now_ns: int) -> bool:
+        """Whether the exchange asks for an accepted request and is answered here."""
+        return self.door.show(exchange, now_ns)
 
     # The link's side.
 
@@ -202,6 +222,8 @@ class KafkaSpool(Sender):
 
     def _hold_in_hand(self, entry: TopicEntry) -> None:
         self.entries[entry.place] = entry
+        if entry.mark:
+            self.accepted[entry.mark] = entry.place
         self.partitions.records += 1
         self.partitions.octets += entry.octets
 
@@ -227,6 +249,8 @@ class KafkaSpool(Sender):
         """Its outcome is kept, or is another's."""
         self.partitions.records -= 1
         self.partitions.octets -= entry.octets
+        if self.accepted.get(entry.mark) == entry.place:
+            del self.accepted[entry.mark]
         if not entry.is_lost:
             del self.entries[entry.place]
             number, offset = entry.place

@@ -2,7 +2,8 @@
 
 Their value is a JSON object (`conf/egressd.kafka.schema.json`), their key is the original's, and
 their headers are the original's and ours (`egressd-topic`, `-partition`, `-offset`, `-outcome`,
-`-reason` or `-status`), so that they can be sorted without being parsed.
+`-reason` or `-status`; `-accepted` where a gateway wrote the original), so that they can be sorted
+without being parsed.
 
 Whoever reads these topics need not be who may use the credentials. So:
 
@@ -31,6 +32,7 @@ from gateway.spool.envelope import Envelope, RecordHeaders, RecordLimits
 from gateway.spool.record import WALL_MS_MAX, Result, wall_time
 
 __all__ = [
+    "ACCEPTED",
     "LETTER_BYTES_MAX",
     "Course",
     "Letter",
@@ -38,6 +40,7 @@ __all__ = [
     "Secrets",
     "dead_letter",
     "is_secret_name",
+    "mark_in",
     "result",
 ]
 
@@ -48,6 +51,9 @@ LETTER_BYTES_MAX: Final = 1024 * 1024 - 4096
 FIELDS_BYTES_MAX: Final = 32 * 1024
 URL_BYTES_MAX: Final = 2048
 _OURS: Final = "egressd-"
+# Who accepted a request finds its outcome by this one: it goes on as it is (see `outcomes`).
+ACCEPTED: Final = "egressd-accepted"
+MARK_BYTES_MAX: Final = 64
 
 # Fewer octets are found in anything, and are no secret: NIST SP 800-63B section 5.1.1.1 asks for
 # eight characters of what a user chooses.
@@ -121,6 +127,14 @@ class Secrets:
     def are_in(self, data: bytes) -> bool:
         """Whether there is a secret in it."""
         return any(value in data for value in self._values)
+
+
+def mark_in(headers: RecordHeaders) -> bytes:
+    """The mark that a gateway gave a record that it wrote; b"": it has none."""
+    for name, value in headers:
+        if name == ACCEPTED and value is not None and len(value) <= MARK_BYTES_MAX:
+            return value
+    return b""
 
 
 def is_secret_name(name: bytes) -> bool:
@@ -244,7 +258,7 @@ def _headers(
         if left < 0:
             break
         # A letter that is sent anew does not gather ours, and nobody else can claim them.
-        ours = name.lower().startswith(_OURS)
+        ours = name.lower().startswith(_OURS) and name != ACCEPTED
         if not (ours or is_secret_name(octets) or secrets.are_in(value) or secrets.are_in(octets)):
             kept.append((octets.decode(), value))
     place = [("topic", origin.topic), ("partition", origin.partition), ("offset", origin.offset)]

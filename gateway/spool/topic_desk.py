@@ -31,6 +31,8 @@ class TopicDesk:
         held = len(spool.paused)
         return {
             "sent": spool.counts["sent"],
+            "accepted": spool.counts["accepted"],
+            "known": spool.counts["known"],
             "done": spool.counts["done"],
             "dead": dict(spool.dead),
             "oldest_s": oldest_s,

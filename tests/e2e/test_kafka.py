@@ -39,9 +39,16 @@ set = {{ X-Injected = {{ env = "INJECTED" }} }}
 attempts = 2
 [upstream.plain]
 origin = "http://plain.test"
+[[route]]
+host = "api.test"
+upstream = "api"
+[[client]]
+name = "other"
+token = {{ env = "OTHER" }}
 """
 PARTITIONS = 4
 INJECTED = "the-injected-secret"
+OTHER = "the-token-of-another"
 THROTTLE = b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n"
 PICTURE = bytes(range(256)) * 8
 
@@ -123,7 +130,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Set]:
         text = CONF.format(
             listen=ports.listen, admin=ports.admin, bootstrap=broker.bootstrap, origin=origin.url
         )
-        node = NodeProcess("gw-1", folder, ports, text, environ={"INJECTED": INJECTED})
+        node = NodeProcess(
+            "gw-1", folder, ports, text, environ={"INJECTED": INJECTED, "OTHER": OTHER}
+        )
         node.start()
         node.wait_ready()
         try:
@@ -268,8 +277,54 @@ def test_what_an_operator_sees_and_may_do(running: Set) -> None:
     assert 'egressd_spool_dead_total{reason="bad_json"} 1.0' in metrics
 
 
-def test_the_end_of_a_node_commits_what_is_done(running: Set) -> None:
+def accepts(running: Set, fields: dict[str, str], body: str = "from a client") -> httpx.Response:
+    """A live request that would rather not wait."""
+    url = f"http://127.0.0.1:{running.node.ports.listen}/do"
+    told = {"Host": "api.test", "Prefer": "respond-async", "Authorization": "Bearer of-a-client"}
+    return httpx.post(url, headers={**told, **fields}, content=body, timeout=20)
+
+
+def test_a_request_is_accepted_into_the_topic_and_told_of(running: Set) -> None:
+    accepted = accepts(running, {})
+    assert (accepted.status_code, accepted.headers["preference-applied"]) == (202, "respond-async")
+    base = f"http://127.0.0.1:{running.node.ports.listen}"
+    path = accepted.headers["location"]
+    until(lambda: httpx.get(base + path).json()["state"] == "done", 20, "it is done")
+    told = httpx.get(base + path).json()
+    assert (told["upstream"], told["last_status"]) == ("api", 200)
+    given = httpx.get(base + path + "/response")
+    assert (given.status_code, given.text) == (200, "got from a client")
+    other = {"Proxy-Authorization": f"Bearer {OTHER}"}
+    assert httpx.get(base + path, headers=other).status_code == 404
+    assert httpx.get(base + path + "/response", headers=other).status_code == 404
+    (record,) = [
+        each for each in running.broker.read("egress") if b"a client" in (each.value or b"")
+    ]
+    assert INJECTED.encode() not in (record.value or b"")
+
+
+def test_a_broker_that_says_nothing_gets_503_and_harms_no_live_request(running: Set) -> None:
+    running.broker.stall()
+    try:
+        refused = accepts(running, {})
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+        live = accepts(running, {"Prefer": "wait=1"}, "live")
+        assert (live.status_code, live.text) == (200, "got live")
+    finally:
+        running.broker.go_on()
+    until(lambda: accepts(running, {}).status_code == 202, 30, "it is accepted again")
+
+
+def test_the_end_of_a_node_commits_what_is_done_and_the_next_one_tells_of_it(running: Set) -> None:
+    path = accepts(running, {}, "before the restart").headers["location"]
     records = [(b"%d" % i, running.request("last")) for i in range(50)]
     running.letters("egress-results", set(running.broker.produce("egress", records)))
+    base = f"http://127.0.0.1:{running.node.ports.listen}"
+    until(lambda: httpx.get(base + path).json()["state"] == "done", 20, "it is done")
     assert running.node.terminate() == 0
     assert running.broker.lag("egressd", "egress") == 0
+    running.node.start()
+    running.node.wait_ready()
+    until(lambda: httpx.get(base + path).json()["state"] == "done", 20, "it is known")
+    assert httpx.get(base + path + "/response").text == "got before the restart"

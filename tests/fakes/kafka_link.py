@@ -47,6 +47,9 @@ class FakeLink:
         self.letters: list[tuple[str, dict[str, Any]]] = []
         self.waiting: list[Callable[[bool], None]] = []
         self.ends: dict[int, int] = {}
+        self.offered: list[dict[str, Any]] = []
+        self.takes_offers = True
+        self.came: Callable[[str, Received], None]
 
     @staticmethod
     def check() -> None:
@@ -100,6 +103,34 @@ class FakeLink:
         self.letters.append((topic, json.loads(value)))
         if self.acknowledges:
             loop.call_soon(self._settle, told, True)
+
+    def offer(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes,
+        headers: list[tuple[str, bytes]],
+        told: Callable[[bool], None],
+        failed: Callable[[], None],
+    ) -> Callable[[], None]:
+        offer = {"topic": topic, "key": key, "value": value, "headers": headers, "withdrawn": False}
+        self.offered.append(offer)
+        if not self.takes_offers:
+            asyncio.get_running_loop().call_soon(failed)
+        else:
+            self.waiting.append(told)
+            if self.acknowledges:
+                fits = len(value) <= self.letter_bytes_max
+                asyncio.get_running_loop().call_soon(self._settle, told, fits)
+
+        def withdraw() -> None:
+            offer["withdrawn"] = True
+            self.waiting.remove(told)
+
+        return withdraw
+
+    def follow(self, since_ms: int, came: Callable[[str, Received], None]) -> None:
+        self.came = came
 
     def acknowledge(self) -> None:
         """All that was written so far, and what comes from now on."""

@@ -36,8 +36,12 @@ ENOUGH = 'rate = "100/s"\nburst = 100\n'
         (A + '[forward]\nallow = ["*:443"]', None),
         (A + '[spool.kafka]\nbootstrap = ["k:1"]', "spool.kafka: no upstream has a spool"),
         (
-            A + '[upstream.a.spool]\n[spool.kafka]\nbootstrap = ["k:1"]',
-            "spool.kafka: `Prefer: respond-async` is not",
+            LIMIT + ENOUGH + '[upstream.a.spool]\n[spool.kafka]\nbootstrap = ["k:1"]',
+            None,
+        ),
+        (
+            A + 'host = "client"\n[upstream.a.spool]\n[spool.kafka]\nbootstrap = ["k:1"]',
+            "upstream.a.host: a record has the origin's Host",
         ),
         (A + '[upstream.a.spool]\n[spool]\npath = "/no/such/s.db"', "spool.path: there is no dir"),
         (A + '[upstream.a.spool]\n[spool]\npath = "/tmp/s.db"', None),
@@ -192,3 +196,9 @@ upstream = "a"
         "  no limit of its own; pauses that it asks for are kept",
         "  without room a request is refused at once",
     ]
+
+
+def test_records_find_one_upstream_of_an_origin(loaded: Loaded) -> None:
+    text = '[upstream.b]\norigin = "https://a"\n' + A + "[upstream.a.spool]\n"
+    found = warnings(loaded(text + '[spool.kafka]\nbootstrap = ["k:1"]'), members=1)
+    assert "upstream.a.spool: records for https://a go to the upstream that has it" in found[1]
