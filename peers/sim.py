@@ -118,6 +118,8 @@ class Client:
             self._ask(node)
 
     def _ask(self, node: Node) -> None:
+        if self.sim.misses(self._ask, node):
+            return
         if self.sim.node is not node or self.row is None:
             return
         now_ns = self.bench.now_ns
@@ -170,6 +172,8 @@ class Client:
             self.bench.at(wait_ns, self._retry, self.sim.node, self._retry_ns)
 
     def _retry(self, node: Node, retry_ns: int) -> None:
+        if self.sim.misses(self._retry, node, retry_ns):
+            return
         if self.sim.node is node and retry_ns == self._retry_ns:
             self._try_queue()
             self.bench.after_step(self.sim)

@@ -62,9 +62,22 @@ class SimNode:
         self.address = address
         self.node: Node | None = None
         self.lives = 0
+        self.stopped = False
         self.armed_ns = -1
         self.events: list[tuple[int, Event]] = []
         self.on_event: Callable[[Event], None] | None = None
+        self._missed: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+
+    def misses(self, action: Callable[..., None], *args: Any) -> bool:
+        """Whether the process is stopped; if so the action is done as soon as it goes on."""
+        if self.stopped and self.node is not None:
+            self._missed.append((action, args))
+            return True
+        return False
+
+    def missed(self) -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
+        missed, self._missed = self._missed, []
+        return missed
 
     @property
     def up(self) -> Node:
@@ -125,7 +138,23 @@ class Simulation:
 
     def kill(self, number: int) -> None:
         """As `kill -9`: no word to anybody."""
-        self.nodes[number].node = None
+        sim = self.nodes[number]
+        sim.node = None
+        sim.stopped = False
+        sim.missed()
+
+    def stop(self, number: int) -> None:
+        """As SIGSTOP: the process does nothing, and what arrives for it is kept."""
+        self.nodes[number].stopped = True
+
+    def resume(self, number: int) -> None:
+        """As SIGCONT: what was kept comes in any order, as from many sockets and timers."""
+        sim = self.nodes[number]
+        sim.stopped = False
+        missed = sim.missed()
+        self.chance.shuffle(missed)
+        for action, args in missed:
+            action(*args)
 
     def at(self, delay_ns: int, action: Callable[..., None], *args: Any) -> None:
         """Does something after a delay."""
@@ -192,11 +221,15 @@ class Simulation:
 
     def _deliver(self, data: bytes, source: Address, target: Address) -> None:
         sim = self._by_address.get(target)
-        if sim is not None and sim.node is not None:
+        if sim is None or sim.misses(self._deliver, data, source, target):
+            return
+        if sim.node is not None:
             sim.node.receive_datagram(data, source, self.now_ns)
             self.after_step(sim)
 
     def _wake(self, sim: SimNode, node: Node, wake_ns: int) -> None:
+        if sim.misses(self._wake, sim, node, wake_ns):
+            return
         if sim.node is node and sim.armed_ns == wake_ns:
             sim.armed_ns = -1
             node.tick(self.now_ns)
@@ -212,7 +245,11 @@ class Simulation:
         self.at(3 * self.network.delay_max_ns, self._answer, sim, node, other, request)
 
     def _answer(self, sim: SimNode, node: Node, other: SimNode, request: bytes) -> None:
-        if other.node is None or not self.network.reaches(sim.address, other.address):
+        if (
+            other.node is None
+            or other.stopped
+            or not self.network.reaches(sim.address, other.address)
+        ):
             node.snapshot_failed()
             return
         for record in other.node.snapshot_answer(request, sim.address, self.now_ns):
@@ -220,6 +257,8 @@ class Simulation:
             self.at(delay_ns, self._part, sim, node, other.address, record)
 
     def _part(self, sim: SimNode, node: Node, source: Address, record: bytes) -> None:
+        if sim.misses(self._part, sim, node, source, record):
+            return
         if sim.node is node:
             node.snapshot_received(record, source, self.now_ns)
             self.after_step(sim)

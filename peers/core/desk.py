@@ -267,7 +267,7 @@ class LeaseDesk:
 
     def make_row(self, limit: ExactLimit, key: bytes, now_ns: int) -> ExactRow:
         name = self.bucket(limit, key)
-        row = self._rows[name] = limit.new_row(key, name, self._next_gen(), now_ns)
+        row = self._rows[name] = limit.new_row(key, name, self.next_gen(), now_ns)
         return row
 
     def make_ledger(self, limit: ExactLimit, key64: int, now_ns: int) -> Ledger:
@@ -281,6 +281,11 @@ class LeaseDesk:
             self._witnesses.inquire(limit, ledger)
             self.wake()
         return ledger
+
+    def next_gen(self) -> int:
+        """What tells a row, or its totals, from all earlier ones of this node."""
+        self._gen = (self._gen + 1) & U32
+        return self._gen
 
     def next_term(self) -> int:
         self._term += 1
@@ -465,7 +470,3 @@ class LeaseDesk:
         """Whether nothing is to be shared out: one member claims, or there is enough for all."""
         unmet = [account.unmet(now_ns) for account in ledger.accounts.values()]
         return sum(count > 0 for count in unmet) <= 1 or sum(unmet) <= ledger.free(now_ns)
-
-    def _next_gen(self) -> int:
-        self._gen = (self._gen + 1) & U32
-        return self._gen

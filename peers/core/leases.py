@@ -521,6 +521,9 @@ class ExactRow:
         if self.owner is None:
             self.ledger = limit.ledger(self.key64, now_ns)
         if skipped or before != (self.owner, self.ledger):
+            # An owner that comes back may still have this row's account, with all that it ever
+            # granted: under another name the row's totals begin anew on both sides.
+            self.gen = limit.desk.next_gen()
             self._begin_term(0)
             self.account = None
             self.alone = False
