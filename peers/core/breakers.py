@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 
 from peers.core.chance import Chance, sample
 from peers.core.config import MS, SECOND, Config
@@ -43,13 +44,17 @@ _FANOUT = 2
 _IDS_MAX = 64
 # An unanswered difference of digests is asked about less and less, from each heartbeat to this.
 _PULL_MAX_NS = 5 * SECOND
-# One datagram of events answers a pull: 40 of about 28 bytes, the newest first.
-_PULL_EVENTS = 40
+# One datagram of events answers a pull, 40 of about 28 bytes: the newest, and the next of all that
+# the digest covers, so that who asks often enough has heard every one.
+_PULL_NEWEST = 10
+_PULL_NEXT = 30
 # A rank's turn to send the trial: a claim's way there and back, and 10 ms to act.
 _TRIAL_GRACE_NS = 10 * MS
 # A claim that has ended still orders those behind it, and a late copy of it must not revive it.
 _CLAIM_MEMORY_NS = 10 * SECOND
 _MS_MAX = U32
+# An array of up to 65,535 items, of which the first is the kind.
+_FRAME_HEAD_BYTES = 4
 
 
 class _Register:
@@ -117,6 +122,7 @@ class Breakers:
         self._claims: dict[bytes, _Claim] = {}
         self._repeats: dict[tuple[bytes, bool], _Repeat] = {}
         self._pulls: dict[bytes, tuple[int, int]] = {}  # node: (next_ns, pause_ns)
+        self._answered: dict[bytes, bytes] = {}  # node: the scope up to which its pulls have come
         # An event's number must not come again after a restart: 65,536 a millisecond.
         self._number = (boot_ms << 16) & U63
         self._expire_ns = now_ns + SECOND
@@ -189,8 +195,13 @@ class Breakers:
     # -- from peers
 
     def events_heard(
-        self, events: Sequence[tuple[bytes, int, int, int, int, bytes, int, int]], now_ns: int
+        self,
+        events: Sequence[tuple[bytes, int, int, int, int, bytes, int, int]],
+        now_ns: int,
+        *,
+        forward: bool = True,
     ) -> None:
+        """Joins events in. Those of a snapshot are not forwarded: all but the joiner know them."""
         for scope, epoch, state, cause, remaining_ms, origin, number, reff_1000 in events:
             until_ns = now_ns + remaining_ms * MS
             reff = reff_1000 / 1000
@@ -205,7 +216,9 @@ class Breakers:
                 )
             else:
                 self._events.append(BreakerClosed(scope, epoch, reff))
-            self._tell_some(scope, False, now_ns)
+            if forward:
+                self._tell_some(scope, False, now_ns)
+            self._pulls.clear()  # asking brings something: no reason to ask less often
 
     def claim_heard(self, claim: tuple[bytes, int, int, bytes, int], now_ns: int) -> None:
         scope, epoch, remaining_ms, origin, number = claim
@@ -233,28 +246,55 @@ class Breakers:
             self._outbox.send(member.address, pack((Kind.BREAKER_PULL,)))
 
     def pull_heard(self, member: Member, now_ns: int) -> None:
-        recent = sorted(self._registers.items(), key=_by_change, reverse=True)
-        items = [self._pack(scope, now_ns) for scope, _ in recent[:_PULL_EVENTS]]
-        while items:
-            part, size = 0, 4
-            while part < len(items) and size + len(items[part]) <= FRAMES_BYTES_MAX:
-                size += len(items[part])
-                part += 1
-            self._outbox.send(member.address, join_items(Kind.BREAKERS, items[:part]))
-            items = items[part:]
+        """Answers with the newest, and goes on where this member's last answer ended."""
+        known = self._current(now_ns)
+        newest = sorted(known, key=self._changed_ns, reverse=True)[:_PULL_NEWEST]
+        at = bisect_right(known, self._answered.get(member.node, b""))
+        following = known[at : at + _PULL_NEXT]
+        self._answered[member.node] = following[-1] if at + _PULL_NEXT < len(known) else b""
+        scopes = dict.fromkeys((*newest, *following))
+        for frame in self._frames(list(scopes), FRAMES_BYTES_MAX, now_ns):
+            self._outbox.send(member.address, frame)
+
+    def snapshot(self, now_ns: int, bytes_max: int) -> Iterator[bytes]:
+        """All that the digest covers in frames of at most `bytes_max`, for a joiner: it must know
+        of a pause before its first request, however long ago the pause began."""
+        yield from self._frames(self._current(now_ns), bytes_max, now_ns)
+
+    def _frames(self, scopes: Sequence[bytes], bytes_max: int, now_ns: int) -> Iterator[bytes]:
+        items: list[bytes] = []
+        size = _FRAME_HEAD_BYTES
+        for scope in scopes:
+            item = self._pack(scope, now_ns)
+            if size + len(item) > bytes_max:
+                yield join_items(Kind.BREAKERS, items)
+                items, size = [], _FRAME_HEAD_BYTES
+            items.append(item)
+            size += len(item)
+        if items:
+            yield join_items(Kind.BREAKERS, items)
+
+    def _current(self, now_ns: int) -> list[bytes]:
+        """The scopes that members should agree on, in order: pauses in force, and what ended or
+        was closed within half of the memory. By the end and not by the change: all nodes know a
+        pause's end alike, and each heard of it at a time of its own."""
+        young_ns = now_ns - self._config.breaker_memory_ns // 2
+        registers = self._registers
+        return sorted(scope for scope in registers if registers[scope].until_ns > young_ns)
+
+    def _changed_ns(self, scope: bytes) -> int:
+        return self._registers[scope].changed_ns
 
     # -- time
 
     def digest(self, now_ns: int) -> int:
-        """A hash over the scopes that changed lately; equal where two nodes know the same."""
+        """A hash over what is in force or ended lately; equal where two nodes know the same."""
         if self._digest is None:
-            young_ns = now_ns - self._config.breaker_memory_ns // 2
             known = hashlib.blake2b(digest_size=8)
-            for scope in sorted(self._registers):
+            for scope in self._current(now_ns):
                 register = self._registers[scope]
-                if register.changed_ns > young_ns:
-                    rate = _reff_1000(register.reff)
-                    known.update(pack((scope, register.epoch, register.state, rate)))
+                rate = _reff_1000(register.reff)
+                known.update(pack((scope, register.epoch, register.state, rate)))
             self._digest = int.from_bytes(known.digest(), "big")
         return self._digest
 
@@ -286,6 +326,11 @@ class Breakers:
                 del self._claims[scope]
         self._pulls = {
             node: pull for node, pull in self._pulls.items() if self._members.get(node) is not None
+        }
+        self._answered = {
+            node: scope
+            for node, scope in self._answered.items()
+            if self._members.get(node) is not None
         }
 
     def _merge(
@@ -335,7 +380,8 @@ class Breakers:
         return True
 
     def _make_room(self) -> None:
-        oldest = min(self._registers.items(), key=_by_change)[0]
+        """What ended first goes, so that a long pause outlives many short ones."""
+        oldest = min(self._registers.items(), key=_by_end)[0]
         del self._registers[oldest]
 
     def _tell_all(self, scope: bytes, claim: bool, now_ns: int) -> None:
@@ -406,5 +452,5 @@ def _weight(scope: bytes, epoch: int, node: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=8, person=b"egressd trial").digest()
 
 
-def _by_change(item: tuple[bytes, _Register]) -> int:
-    return item[1].changed_ns
+def _by_end(item: tuple[bytes, _Register]) -> int:
+    return item[1].until_ns

@@ -96,8 +96,8 @@ class Config:
     counter_bytes_per_second: int = 4_000_000
 
     # Breakers: repeats to two random members each interval, ceil(log2(N+1)) + 2 times; then the
-    # digest in heartbeats. Remembered for breaker_memory, in the digest for half of it, so that
-    # two nodes that forget at slightly different times do not teach each other again.
+    # digest in heartbeats. After its end remembered for breaker_memory, in the digest for half of
+    # it, so that two nodes that forget at slightly different times do not teach each other again.
     breaker_repeat_ns: int = 25 * MS
     breaker_memory_ns: int = 600 * SECOND
     breakers_max: int = 10_000

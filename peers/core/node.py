@@ -100,7 +100,9 @@ class Node:
         self._breakers = Breakers(
             config, self._members, self._outbox, self._demands, chance, events, boot_ms, now_ns
         )
-        self._snapshots = Snapshots(self._members, self._counters, self._seal, chance)
+        self._snapshots = Snapshots(
+            self._members, self._counters, self._breakers, self._seal, chance
+        )
         self._version = 0
         self._heartbeat_ns = now_ns
         self._sync_ns = now_ns + config.members_sync_interval_ns

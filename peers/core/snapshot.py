@@ -1,4 +1,4 @@
-"""What a joiner is told first, over TCP: all counters of one member, in sealed records.
+"""What a joiner is told first, over TCP: pauses and counters of one member, in sealed records.
 
 Until it comes a joiner's rows start full, so that a restart never opens with a fresh burst. A
 request is tied to a session and its parts to the request's nonce, so neither can be replayed.
@@ -7,8 +7,9 @@ request is tied to a session and its parts to the request's nonce, so neither ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 
+from peers.core.breakers import Breakers
 from peers.core.chance import Chance
 from peers.core.errors import Drop, DropError
 from peers.core.events import Address
@@ -41,11 +42,13 @@ class Snapshots:
         self,
         members: Members,
         counters: Counters,
+        breakers: Breakers,
         seal: Callable[[Sequence[bytes]], bytes],
         chance: Chance,
     ) -> None:
         self._members = members
         self._counters = counters
+        self._breakers = breakers
         self._seal = seal
         self._chance = chance
         self._nonce = b""
@@ -84,7 +87,10 @@ class Snapshots:
 
     def _records(self, nonce: bytes, now_ns: int) -> Iterator[bytes]:
         more = pack((Kind.SNAPSHOT_PART, nonce, 0))
-        frames = self._counters.snapshot(now_ns, _FRAME_BYTES_MAX)
+        frames = chain(
+            self._breakers.snapshot(now_ns, _FRAME_BYTES_MAX),
+            self._counters.snapshot(now_ns, _FRAME_BYTES_MAX),
+        )
         for frame in islice(frames, RECORDS_MAX - 1):
             yield self._seal((more, frame))
         yield self._seal((pack((Kind.SNAPSHOT_PART, nonce, 1)),))
@@ -98,7 +104,9 @@ class Snapshots:
         if nonce != self._nonce:
             raise DropError(Drop.REPLAYED)
         for frame in frames[1:]:
-            if frame[0] in ENTRY_KINDS:
+            if frame[0] == Kind.BREAKERS:
+                self._breakers.events_heard(frame[1:], now_ns, forward=False)
+            elif frame[0] in ENTRY_KINDS:
                 kind, *entries = frame
                 self._counters.snapshot_heard(
                     kind, head.node, head.boot, opened.seq, entries, now_ns

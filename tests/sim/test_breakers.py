@@ -122,6 +122,62 @@ def test_a_joiner_learns_of_a_pause(seed: int, watched: Watch) -> None:
     bench.run_until(lambda: all_open(bench), SECOND)
 
 
+@pytest.mark.parametrize("after_s", [20, 299, 301, 330])
+def test_a_joiner_learns_of_a_long_pause_before_it_serves(after_s: int, watched: Watch) -> None:
+    """The pause is older than what counts as lately; the joiner knows it when joining is over."""
+    bench = meshed(watched(Simulation(3, after_s, heartbeat_interval_ns=SECOND)))
+    bench.kill(2)
+    bench.run_for(3 * SECOND)
+    open_at(bench, 0, for_ns=3600 * SECOND)
+    end_ns = bench.now_ns + 3600 * SECOND
+    bench.run_for(after_s * SECOND)
+    bench.start(2)
+    bench.run_until(lambda: not bench.nodes[2].up.joining, 5 * SECOND)
+    state = bench.nodes[2].up.breaker_state(SCOPE)
+    assert state is not None
+    assert state[:2] == (1, True)
+    assert 0 <= state[2] - end_ns <= 20 * MS
+
+
+def test_a_long_pause_is_known_after_a_partition_of_six_minutes(watched: Watch) -> None:
+    bench = meshed(watched(Simulation(3, 1, heartbeat_interval_ns=SECOND)))
+    addresses = [sim.address for sim in bench.nodes]
+    bench.network.partition(addresses[:2], addresses[2:])
+    open_at(bench, 0, for_ns=3600 * SECOND)
+    bench.run_for(360 * SECOND)
+    assert bench.nodes[2].up.breaker_state(SCOPE) is None
+    bench.network.heal()
+    bench.run_until(lambda: all_open(bench), 10 * SECOND)
+    assert events(bench.nodes[2], BreakerOpened)
+
+
+def test_a_thousand_old_pauses_are_pulled_after_a_partition(watched: Watch) -> None:
+    """One answer has forty of them: each goes on where the last one ended."""
+    bench = meshed(Simulation(2, 1))
+    addresses = [sim.address for sim in bench.nodes]
+    bench.network.partition(addresses[:1], addresses[1:])
+    node = bench.nodes[0].up
+    for number in range(1000):
+        scope = b"%024d" % number
+        node.open_breaker(scope, 1, bench.now_ns + 3600 * SECOND, 0, bench.now_ns)
+    bench.after_step(bench.nodes[0])
+    bench.run_for(310 * SECOND)
+    bench.network.heal()
+    other = bench.nodes[1].up
+    bench.run_until(
+        lambda: all(other.breaker_state(b"%024d" % number) for number in range(1000)), 20 * SECOND
+    )
+
+
+def test_a_pause_that_ended_long_ago_is_asked_for_no_more() -> None:
+    """Members forget at slightly different times and do not teach each other again."""
+    bench = meshed(Simulation(2, 1, heartbeat_interval_ns=SECOND))
+    open_at(bench, 0, for_ns=400 * SECOND)
+    bench.run_for((400 + 600 + 2) * SECOND)
+    assert [sim.up.breaker_state(SCOPE) for sim in bench.nodes] == [None, None]
+    assert len(events(bench.nodes[1], BreakerOpened)) == 1
+
+
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("loss", [0.0, 0.2])
 def test_one_trial_per_pause(seed: int, loss: float, watched: Watch) -> None:
