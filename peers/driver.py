@@ -98,9 +98,7 @@ class MeshDriver:
         self._udp = udp
         _enlarge(udp)
         try:
-            self._server = await asyncio.start_server(
-                self._serve_snapshot, config.bind[0], self.port
-            )
+            self._server = await asyncio.start_server(self._connected, config.bind[0], self.port)
         except OSError:
             transport.close()
             raise
@@ -115,6 +113,9 @@ class MeshDriver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()  # before the tasks, so that no connection begins another one
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -122,10 +123,8 @@ class MeshDriver:
             now_ns = self._clock()
             self.node.leave(now_ns)
             self._send(self.node.datagrams_to_send(now_ns))
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
-            self._server = None
+        if server is not None:
+            await server.wait_closed()
         if self._transport is not None:
             self._transport.close()
             self._transport = None
@@ -239,6 +238,11 @@ class MeshDriver:
             self.node.snapshot_failed()
         self._flush_soon()
 
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A task of ours and not of asyncio's streams, which would outlive `stop` and be cut off
+        with a traceback by the loop's end (3.11)."""
+        self._spawn(self._serve_snapshot(reader, writer))
+
     async def _serve_snapshot(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -257,6 +261,9 @@ class MeshDriver:
                 self._snapshots -= 1
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
             return  # the joiner asks another one
+        except asyncio.CancelledError:
+            writer.transport.abort()  # what a joiner has not read keeps no node from ending
+            raise
         finally:
             writer.close()
 

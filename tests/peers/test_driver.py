@@ -314,6 +314,31 @@ def test_garbage_on_the_tcp_port_gets_nothing(data: bytes) -> None:
     run(scenario)
 
 
+def test_who_stops_closes_open_tcp_connections_without_an_error() -> None:
+    faults: list[dict[str, Any]] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+        async with cluster(1) as (member,):
+            reader, writer = await asyncio.open_connection("127.0.0.1", member.driver.port)
+            writer.write(b"\0")
+            while not member.driver._snapshots:
+                await asyncio.sleep(0.001)
+            await member.driver.stop()
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            assert await closed(reader)
+            writer.close()
+
+    async def closed(reader: asyncio.StreamReader) -> bool:
+        try:
+            return await reader.read() == b""
+        except ConnectionResetError:
+            return True
+
+    run(scenario)
+    assert not faults
+
+
 def test_garbage_on_the_udp_port_is_counted() -> None:
     async def scenario() -> None:
         async with cluster(2) as members:
