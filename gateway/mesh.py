@@ -25,10 +25,12 @@ from peers.core.events import (
     MemberLeft,
     MemberRefused,
     MemberSuspected,
+    MemberUnreached,
     NameConflict,
     RowChanged,
     TrialClaimed,
     TripMajority,
+    Unreached,
 )
 from peers.core.exact import ExactLimit
 from peers.core.table import SharedTable
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from peers.core.node import Node
 
 __all__ = [
+    "WARNINGS",
     "MeshAdapter",
     "NoMesh",
     "Place",
@@ -53,6 +56,9 @@ LOOPBACK = "127.0.0.1"
 
 HASH_KEY_BYTES = 32
 SCOPE_BYTES = 8  # what `Node.scope_key` gives; behind it the credential's hash, if any
+
+# What the log should have as warnings.
+WARNINGS = frozenset({"member unreached", "members do not reach this node"})
 
 _CAUSES = (Cause.THROTTLE, Cause.FAILURE)  # their positions are the numbers on the wire
 
@@ -393,12 +399,35 @@ class MeshAdapter:
                 address=_shown(event.address),
                 members_max=self.node.config.members_max,
             )
+        elif isinstance(event, MemberUnreached):
+            self._log(
+                "member unreached",
+                member=event.name,
+                heard_from=_shown(event.source),
+                advertises=_shown(event.address),
+                why="it does not answer where it advertises to be, and hears nothing of the mesh",
+            )
+        elif isinstance(event, Unreached):
+            self._unreached(event)
         elif isinstance(event, NameConflict):
             self._log("name taken", member=event.name, address=_shown(event.address))
             if event.refused:
                 # Outside the mesh this node would keep limits of its own beside everybody else's.
                 self.on_refused(f"the name {event.name} is taken by {_shown(event.address)}")
         self.on_members()
+
+    def _unreached(self, event: Unreached) -> None:
+        advertise = _shown(self.node.config.advertise)
+        if not event.members:
+            self._log("reached again", advertise=advertise)
+            return
+        self._log(
+            "members do not reach this node",
+            advertise=advertise,
+            heard_from=_shown(event.source),
+            members=event.members,
+            why="mesh.advertise is wrong, or what is between lets nothing through to it",
+        )
 
     def _scope(self, upstream: str) -> bytes:
         scope = self._scopes.get(upstream)

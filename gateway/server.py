@@ -28,6 +28,7 @@ from gateway.durable import Durable, check_spool
 from gateway.h1.codec import Codec, load_codec
 from gateway.listening import Listeners, Opening
 from gateway.mesh import (
+    WARNINGS,
     MeshAdapter,
     NoMesh,
     Place,
@@ -423,7 +424,7 @@ class Server:
         (self.log.warning if is_bad else self.log.info)(event, **facts)
 
     def _log_mesh(self, event: str, **facts: object) -> None:
-        self.log.info(event, **facts)
+        (self.log.warning if event in WARNINGS else self.log.info)(event, **facts)
 
     # Reload.
 

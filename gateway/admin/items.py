@@ -84,6 +84,7 @@ MEMBER_ITEM = record(
         "self": truth("Whether it is the node that tells."),
         "state": text("alive, suspect, dead or left."),
         "address": text("Where it is."),
+        "heard_from": maybe(text("Where it speaks from, if it does not answer at its address.")),
         "rtt_ms": maybe(number("The last round trip; null: none measured.")),
         "heard_ms": maybe(number("Since it was last heard; null: never.")),
         "loss": maybe(number("Share of datagrams lost one way; null: none measured.")),

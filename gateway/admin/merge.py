@@ -47,6 +47,7 @@ LARGEST = frozenset(
         "slow_head_ms",
         "strays",
         "tokens",
+        "unreached_by",
     }
 )
 SMALLEST = frozenset({"heard_ms", "rate_factor", "rate_in_force", "rtt_ms", "uptime_s"})

@@ -378,9 +378,15 @@ def _mesh(document: dict[str, Any]) -> Iterator[Metric]:
         )
         for unit in ("datagrams", "bytes")
     }
+    unreached = GaugeMetricFamily(
+        "egressd_mesh_member_unreached",
+        "1: a member that is heard, but does not answer where it advertises to be.",
+        labels=("member",),
+    )
     for member in document["members"]:
         by_state[member["state"]] = by_state.get(member["state"], 0) + 1
         if not member["self"]:
+            unreached.add_metric((member["name"],), float(member["heard_from"] is not None))
             for unit, counter in to_member.items():
                 for direction in ("received", "sent"):
                     counter.add_metric((member["name"], direction), member[f"{unit}_{direction}"])
@@ -392,7 +398,12 @@ def _mesh(document: dict[str, Any]) -> Iterator[Metric]:
             heard.add_metric((member["name"],), member["heard_ms"] / 1000)
     for state, count in by_state.items():
         members.add_metric((state,), count)
-    yield from (members, rtt, heard, loss, *to_member.values())
+    yield from (members, rtt, heard, loss, unreached, *to_member.values())
+    yield _gauge(
+        "egressd_mesh_unreached_by",
+        "Members that hear this node and do not reach it where it advertises to be.",
+        stats.get("unreached_by", 0),
+    )
     for unit in ("datagrams", "bytes"):
         counter = CounterMetricFamily(
             f"egressd_mesh_{unit}", f"Mesh {unit} by direction.", labels=("direction",)

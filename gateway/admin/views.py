@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gateway.limits.peaks import LimitPeaks
     from gateway.proxy.downstream import DownstreamProtocol
     from gateway.proxy.graph import Listener, Upstream, Worker
+    from peers.core.node import Node
 
 __all__ = [
     "Served",
@@ -148,6 +149,9 @@ def ready_document(served: Served) -> tuple[int, dict[str, Any]]:
         return 503, {"ready": False, "why": "draining"}
     if not served.ready:
         return 503, {"ready": False, "why": "starting"}
+    node: Node | None = getattr(served.mesh, "node", None)
+    if node is not None and node.cut_off:
+        return 503, {"ready": False, "why": "members do not reach mesh.advertise"}
     return 200, {"ready": True, "why": "serving"}
 
 
@@ -264,15 +268,16 @@ def member_figures(stats: dict[str, Any]) -> dict[str, Any]:
     """One member, this node itself among them; null where nothing was measured or heard.
 
     `loss` is the share of datagrams lost one way, from the last 32 probes or so. What was received
-    counts from the member's start, what was sent from ours.
+    counts from the member's start, what was sent from ours. `heard_from` is where it is heard from,
+    if that is not where it advertises to be and it does not answer there.
     """
-    host, port = stats["address"]
     staleness_ns = stats["staleness_ns"]
     return {
         "name": stats["name"],
         "self": stats["self"],
         "state": stats["state"],
-        "address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "address": _authority(stats["address"]),
+        "heard_from": _authority(stats["heard_from"]) if stats["heard_from"] else None,
         "rtt_ms": round(stats["rtt_ns"] / MS, 3) if stats["rtt_ns"] else None,
         "heard_ms": round(staleness_ns / MS, 3) if staleness_ns is not None else None,
         "loss": round(stats["loss"], 4) if stats["rtt_ns"] else None,
@@ -281,6 +286,11 @@ def member_figures(stats: dict[str, Any]) -> dict[str, Any]:
         "datagrams_sent": stats["sent"],
         "bytes_sent": stats["sent_bytes"],
     }
+
+
+def _authority(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _mesh(stats: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gateway.conf.redis_url import parse_redis_url
 from gateway.conf.schema import Conf, Kafka, Listen, Mesh, Redis, Spool
 from gateway.conf.secret import Secret
 from gateway.conf.units import size_text
-from gateway.conf.values import Bind
+from gateway.conf.values import Bind, HostPort
 
 __all__ = ["faults"]
 
@@ -153,6 +153,17 @@ def _collide(one: Bind, other: Bind) -> bool:
     return one.host == other.host or (same_family and (one.is_wildcard or other.is_wildcard))
 
 
+def _advertise(bind: Bind, advertise: HostPort) -> Iterator[Finding]:
+    """Members send to `advertise` and are read at `bind`; a node heard from and never reached
+    would keep limits of its own beside theirs."""
+    if (":" in bind.host) != (":" in advertise.host):
+        message = f"and bind ({bind.host}) must both be IPv4, or both IPv6"
+        yield Finding(("mesh", "advertise"), message)
+    elif bind.is_loopback and not Bind("tcp", advertise.host).is_loopback:
+        message = f"is not reached: bind ({bind.host}) takes in what comes from this host only"
+        yield Finding(("mesh", "advertise"), message)
+
+
 def _mesh(mesh: Mesh, workers: int | str) -> Iterator[Finding]:
     if mesh.bind.kind != "tcp" or mesh.bind.port == 0:
         yield Finding(("mesh", "bind"), 'must be "HOST:PORT"; members find each other by the port')
@@ -162,6 +173,8 @@ def _mesh(mesh: Mesh, workers: int | str) -> Iterator[Finding]:
         for name, port in (("bind", mesh.bind.port), ("advertise", told)):
             if port + workers - 1 > _PORT_MAX:
                 yield Finding(("mesh", name), f"port + workers - 1 is more than {_PORT_MAX}")
+    if mesh.advertise is not None:
+        yield from _advertise(mesh.bind, mesh.advertise)
     if mesh.bind.is_wildcard and mesh.advertise is None:
         message = "is missing; it is demanded with a wildcard `bind`: the node's own address"
         yield Finding(("mesh", "advertise"), message)

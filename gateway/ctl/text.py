@@ -108,6 +108,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("state", "state"),
         Column("self", "self"),
         Column("address", "address"),
+        Column("heard-from", "heard_from"),
         Column("rtt", "rtt_ms", ms_text, True),
         Column("heard", "heard_ms", ms_text, True),
     ),

@@ -35,7 +35,7 @@ from peers.core.wire import (
     pack,
 )
 
-__all__ = ["Breakers"]
+__all__ = ["Breakers", "scope_key"]
 
 CLOSED = 0
 OPEN = 1
@@ -429,6 +429,14 @@ class Breakers:
                 _reff_1000(register.reff),
             )
         )
+
+
+def scope_key(cluster: str, parts: Sequence[bytes]) -> bytes:
+    """What a scope is called on all nodes of a cluster."""
+    digest = hashlib.blake2b(digest_size=8, key=cluster.encode(), person=b"egressd scope")
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.digest()
 
 
 def _check_event(scope: bytes, epoch: int, cause: int) -> None:

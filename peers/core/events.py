@@ -17,10 +17,12 @@ __all__ = [
     "MemberLeft",
     "MemberRefused",
     "MemberSuspected",
+    "MemberUnreached",
     "NameConflict",
     "RowChanged",
     "TrialClaimed",
     "TripMajority",
+    "Unreached",
 ]
 
 Address = tuple[str, int]
@@ -46,6 +48,23 @@ class MemberLeft(NamedTuple):
     name: str
     address: Address
     crashed: bool
+
+
+class MemberUnreached(NamedTuple):
+    """A member is heard from `source`, but advertises `address`, where it does not answer: it is
+    held for dead, and does not hear what members tell."""
+
+    name: str
+    address: Address
+    source: Address
+
+
+class Unreached(NamedTuple):
+    """`members` (none: no longer) hear this node, the last one from `source`, but do not reach it
+    at the address that it advertises."""
+
+    members: int
+    source: Address
 
 
 class NameConflict(NamedTuple):
@@ -120,4 +139,6 @@ Event = (
     | TrialClaimed
     | TripMajority
     | MemberRefused
+    | MemberUnreached
+    | Unreached
 )

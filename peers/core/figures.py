@@ -5,10 +5,28 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from peers.core.members import Member
-from peers.core.sessions import Session
+from peers.core.members import Member, Members
+from peers.core.outbox import Outbox
+from peers.core.sessions import Session, Sessions
 
-__all__ = ["member_figures"]
+__all__ = ["member_figures", "members_figures"]
+
+
+def members_figures(
+    members: Members, sessions: Sessions, outbox: Outbox, now_ns: int
+) -> list[dict[str, Any]]:
+    """Of all members known, the node itself first."""
+    me = members.me
+    return [
+        member_figures(
+            member,
+            sessions.get(member.node),
+            outbox.sent.get(member.address, (0, 0)),
+            own=member is me,
+            now_ns=now_ns,
+        )
+        for member in (me, *members.others())
+    ]
 
 
 def member_figures(
@@ -20,6 +38,7 @@ def member_figures(
     return {
         "name": member.name,
         "address": member.address,
+        "heard_from": member.heard_from,
         "state": member.state.name.lower(),
         "incarnation": member.incarnation,
         "boot_ms": member.boot,

@@ -14,9 +14,10 @@ from typing import NoReturn
 
 from peers.core.config import MS, Config
 from peers.core.errors import Drop, DropError
-from peers.core.events import Address, Event, MemberRefused, NameConflict
+from peers.core.events import Address, Event, MemberRefused, MemberUnreached, NameConflict
 from peers.core.members import Members, MemberState, Update
 from peers.core.outbox import Outbox
+from peers.core.probe import Prober
 from peers.core.sessions import Session, Sessions
 from peers.core.wire import FRAMES_BYTES_MAX, U63, Frame, Head, Kind, join_items, pack
 
@@ -78,12 +79,14 @@ class Handshake:
         members: Members,
         sessions: Sessions,
         outbox: Outbox,
+        prober: Prober,
         events: list[Event],
     ) -> None:
         self._config = config
         self._members = members
         self._sessions = sessions
         self._outbox = outbox
+        self._prober = prober
         self._events = events
         self._join: tuple[Address, ...] = ()
         self._greetings: dict[Address, _Greeting] = {}
@@ -199,19 +202,25 @@ class Handshake:
 
     # -- members held for dead
 
-    def tell_dead(self, node: bytes, now_ns: int) -> None:
-        """A member that is not live here talks: it learns that, and may refute it."""
+    def tell_dead(self, node: bytes, source: Address, now_ns: int) -> None:
+        """A member that is not live here talks: it learns that where it is heard from, and may
+        refute it; unless it has never answered at another address, which it advertises."""
         member = self._members.get(node)
         if member is None or member.state == MemberState.ALIVE:
             return
         if now_ns - self._told_dead_ns.get(node, -_TELL_DEAD_NS) < _TELL_DEAD_NS:
             return
         self._told_dead_ns[node] = now_ns
-        frame = join_items(Kind.MEMBERS, [b"\x01", pack(member.update())])
-        self._outbox.send(member.address, frame)
+        if source != member.address and not member.reached:
+            self._outbox.send(source, pack((Kind.UNREACHED, *source)))
+            if member.heard_from is None:
+                self._events.append(MemberUnreached(member.name, member.address, source))
+            member.heard_from = source
+        self._outbox.send(source, join_items(Kind.MEMBERS, [b"\x01", pack(member.update())]))
 
     def forget(self, node: bytes) -> None:
         self._told_dead_ns.pop(node, None)
+        self._prober.forget(node)
 
     # -- greetings
 
@@ -223,7 +232,7 @@ class Handshake:
     def tick(self, now_ns: int) -> None:
         """Greets who is due: join addresses that are no live member, and dead members."""
         live = {member.address for member in self._members.live}
-        dead = [m.address for m in self._members.others() if m.state == MemberState.DEAD]
+        dead = {m.address: m for m in self._members.others() if m.state == MemberState.DEAD}
         # A dict, for its order: what a node sends must not depend on the hashes of a process.
         wanted = {address: None for address in (*self._join, *dead) if address not in live}
         first_ns = self._config.join_interval_ns
@@ -238,6 +247,8 @@ class Handshake:
                 greeting.next_ns = now_ns + greeting.pause_ns
                 greeting.pause_ns = min(self._config.join_backoff_max_ns, 2 * greeting.pause_ns)
                 self._outbox.send(address, self.hello())
+                if address in dead and dead[address].heard_from is not None:
+                    self._prober.look(dead[address])
 
     def next_wake_ns(self) -> int | None:
         return min((greeting.next_ns for greeting in self._greetings.values()), default=None)

@@ -11,12 +11,15 @@ import enum
 from typing import NamedTuple
 
 from peers.core.broadcast import Broadcasts, retransmits
-from peers.core.config import Config
+from peers.core.config import SECOND, Config
 from peers.core.events import Address, Event, MemberJoined, MemberLeft, MemberSuspected
 from peers.core.suspicion import Suspicion
 from peers.core.wire import U32, pack
 
 __all__ = ["Departed", "Member", "MemberState", "Members", "Update"]
+
+# UNREACHED comes every 200 ms while it is so: ten of them are missed.
+_UNREACHED_NS = 2 * SECOND
 
 
 class MemberState(enum.IntEnum):
@@ -42,15 +45,19 @@ class Update(NamedTuple):
 
 class Member:
     """One member as known here. `rtt_ns` is its last measured round trip, 0 before the first;
-    `unanswered` the share of direct probes that it did not answer in time, over some 32."""
+    `unanswered` the share of direct probes that it did not answer in time, over some 32. `reached`
+    says whether it answered any since it became live, `heard_from` where it is heard from, if that
+    is not where it advertises to be and it does not answer there."""
 
     __slots__ = (
         "address",
         "boot",
         "changed_ns",
+        "heard_from",
         "incarnation",
         "name",
         "node",
+        "reached",
         "rtt_ns",
         "state",
         "suspicion",
@@ -68,6 +75,13 @@ class Member:
         self.rtt_ns = 0
         self.suspicion: Suspicion | None = None
         self.unanswered = 0.0
+        self.reached = False
+        self.heard_from: Address | None = None
+
+    def answered(self) -> None:
+        """A probe reached it where it advertises to be."""
+        self.reached = True
+        self.heard_from = None
 
     @property
     def live(self) -> bool:
@@ -100,6 +114,8 @@ class Members:
         self.live: list[Member] = []  # the others that are alive or suspect
         self.version = 0
         self._departed: list[Departed] = []
+        self._unreached: dict[bytes, int] = {}  # who says so: until_ns
+        self.source: Address = config.advertise  # where this node was heard from, as told last
 
     def get(self, node: bytes) -> Member | None:
         return self._others.get(node)
@@ -135,7 +151,8 @@ class Members:
     def merge(self, update: Update, accuser: bytes, now_ns: int) -> None:
         """Takes one update in; `accuser` is who said so. Own bad news is refuted."""
         if update.node == self.me.node:
-            self._refute(update)
+            if accuser not in self.unreached_by(now_ns):
+                self._refute(update)
             return
         member = self._others.get(update.node)
         if member is None:
@@ -192,6 +209,23 @@ class Members:
                 return node
         return None
 
+    # -- whether others reach this node where it advertises to be
+
+    def unreached(self, node: bytes, source: Address, now_ns: int) -> None:
+        """A member hears this node from `source` and does not reach it at its address. Its calling
+        us dead is then the truth and not refuted, or we would die and rise for ever."""
+        if node in self._others:
+            self._unreached[node] = now_ns + _UNREACHED_NS
+            self.source = source
+
+    def unreached_by(self, now_ns: int) -> frozenset[bytes]:
+        """The live members that do not reach this node."""
+        return frozenset(
+            node
+            for node, until_ns in self._unreached.items()
+            if now_ns < until_ns and node in self._others and self._others[node].live
+        )
+
     def tick(self, now_ns: int) -> list[bytes]:
         """Suspects whose time is over die; returns the ids that were forgotten."""
         gone: list[bytes] = []
@@ -202,7 +236,7 @@ class Members:
             elif not member.live and now_ns - member.changed_ns >= self._config.forget_dead_ns:
                 gone.append(node)
         for node in gone:
-            del self._others[node]
+            self._strike_out(node)
         if gone:
             self.version += 1
         return gone
@@ -222,8 +256,12 @@ class Members:
         gone = [member for member in self._others.values() if not member.live]
         if not gone:
             return False
-        del self._others[min(gone, key=lambda member: member.changed_ns).node]
+        self._strike_out(min(gone, key=lambda member: member.changed_ns).node)
         return True
+
+    def _strike_out(self, node: bytes) -> None:
+        del self._others[node]
+        self._unreached.pop(node, None)
 
     def _refute(self, update: Update) -> None:
         """Somebody calls us suspect or dead (SWIM section 4.2): a greater incarnation says no."""
@@ -244,6 +282,7 @@ class Members:
         if member.state == MemberState.SUSPECT:
             member.suspicion = Suspicion(self._config, self.live_count, accuser, now_ns)
         if member.live and not was_live:
+            member.reached = False
             self._events.append(MemberJoined(member.name, member.address))
         elif was_live and not member.live:
             crashed = member.state == MemberState.DEAD

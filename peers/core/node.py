@@ -8,11 +8,10 @@ datagram, `tick` at `next_wake_ns`, and after either sends `datagrams_to_send` a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from peers.core.breakers import Breakers
+from peers.core.breakers import Breakers, scope_key
 from peers.core.chance import Chance, sample
 from peers.core.config import SECOND, Config, is_numeric
 from peers.core.counters import MeshLimit, Rule, Surroundings
@@ -22,7 +21,7 @@ from peers.core.desk import LeaseDesk
 from peers.core.errors import Drop, DropError
 from peers.core.events import Address, Event, RowChanged
 from peers.core.exact import ExactLimit
-from peers.core.figures import member_figures
+from peers.core.figures import members_figures
 from peers.core.gossip import Counters
 from peers.core.handshake import Handshake, cluster_label, members_frames, node_id
 from peers.core.held import HeldLimit
@@ -31,6 +30,7 @@ from peers.core.members import Member, Members
 from peers.core.outbox import Outbox
 from peers.core.probe import Prober
 from peers.core.quotas import ExactWindow
+from peers.core.reach import Reach
 from peers.core.receiver import Receiver
 from peers.core.sessions import Sessions
 from peers.core.snapshot import Snapshots
@@ -86,16 +86,17 @@ class Node:
         self._sessions = Sessions(chance.getrandbits(256).to_bytes(32, "big"))
         self._outbox = Outbox()
         self._members = Members(config, node, boot_ms, self._events, now_ns)
+        self._reach = Reach(self._members, events)
         self._delay = DelayMeter(config)
         self._surroundings = Surroundings(1, 1, self._delay.p99_ns())
         self._counters = Counters(config, chance, self._outbox, self._surroundings, now_ns)
         self._counters.on_wake = self._poke
         self._desk = LeaseDesk(config, self._members, self._outbox, self._surroundings, now_ns)
         self._desk.on_wake = self._poke
-        self._handshake = Handshake(
-            config, self._members, self._sessions, self._outbox, self._events
-        )
         self._prober = Prober(config, self._members, self._delay, self._outbox, chance, now_ns)
+        self._handshake = Handshake(
+            config, self._members, self._sessions, self._outbox, self._prober, events
+        )
         self._demands = Demands(self._members, self._outbox, self._events, now_ns)
         self._breakers = Breakers(
             config, self._members, self._outbox, self._demands, chance, events, boot_ms, now_ns
@@ -252,6 +253,12 @@ class Node:
         self._keyring.replace(keys)
 
     @property
+    def cut_off(self) -> bool:
+        """Whether at least half of the other live members do not reach this node where it
+        advertises to be: it keeps its limits without their news."""
+        return self._reach.cut_off
+
+    @property
     def joining(self) -> bool:
         """True until members have told what they know, or nobody did in `joining_ns`."""
         return self._counters.joining
@@ -395,12 +402,7 @@ class Node:
 
     def scope_key(self, *parts: bytes) -> bytes:
         """Eight bytes that name a breaker on all nodes of this cluster and tell nothing else."""
-        digest = hashlib.blake2b(
-            digest_size=8, key=self.config.cluster.encode(), person=b"egressd scope"
-        )
-        for part in parts:
-            digest.update(len(part).to_bytes(4, "big") + part)
-        return digest.digest()
+        return scope_key(self.config.cluster, parts)
 
     def open_breaker(
         self,
@@ -538,7 +540,8 @@ class Node:
         surroundings = self._surroundings = Surroundings(
             members.live_count, members.known_count, self._delay.p99_ns(), members.dead()
         )
-        self._counters.retune(surroundings)
+        self._reach.look(self._now_ns)
+        self._counters.retune(self._reach.counted(surroundings))
         self._desk.retune(surroundings, self._now_ns)
 
     def _wake(self) -> None:
@@ -554,22 +557,12 @@ class Node:
 
     def stats(self, now_ns: int) -> dict[str, Any]:
         """Figures for metrics and the admin interface; times in nanoseconds."""
-        me = self._members.me
-        sent = self._outbox.sent
         return {
-            "members": [
-                member_figures(
-                    member,
-                    self._sessions.get(member.node),
-                    sent.get(member.address, (0, 0)),
-                    own=member is me,
-                    now_ns=now_ns,
-                )
-                for member in self.members()
-            ],
+            "members": members_figures(self._members, self._sessions, self._outbox, now_ns),
             "live": self._members.live_count,
             "known": self._members.known_count,
             "refused": self._handshake.refused,
+            "unreached_by": len(self._reach.unreached_by),
             "joining": self.joining,
             "datagrams_received": self.datagrams_received,
             "bytes_received": self.bytes_received,

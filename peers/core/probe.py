@@ -12,7 +12,7 @@ from peers.core.chance import Chance, sample, shuffled
 from peers.core.config import Config
 from peers.core.delay import DelayMeter
 from peers.core.events import Address
-from peers.core.members import Members
+from peers.core.members import Member, Members
 from peers.core.outbox import Outbox
 from peers.core.wire import U32, Kind, pack
 
@@ -65,6 +65,7 @@ class Prober:
         self._probes: dict[int, _Probe] = {}
         self._relays: dict[int, _Relay] = {}
         self._round: list[bytes] = []
+        self._looks: dict[bytes, int] = {}  # of members that are dead: the number last sent
         self._number = 0
         self._next_ns = now_ns
         self.awareness = 0
@@ -110,6 +111,14 @@ class Prober:
         self._relays[number] = _Relay(source, probe, deadline_ns)
         self._outbox.send(member.address, pack((Kind.PING, number, target)))
 
+    def look(self, member: Member) -> None:
+        """Asks a member that is held for dead at its address; nothing follows if it is silent."""
+        number = self._looks[member.node] = self._count()
+        self._outbox.send(member.address, pack((Kind.PING, number, member.node)))
+
+    def forget(self, node: bytes) -> None:
+        self._looks.pop(node, None)
+
     def ack_received(self, number: int, sender: bytes, now_ns: int) -> None:
         relay = self._relays.pop(number, None)
         if relay is not None:
@@ -117,12 +126,17 @@ class Prober:
             return
         probe = self._probes.pop(number, None)
         if probe is None:
+            looked_at = self._members.get(sender)
+            if looked_at is not None and self._looks.get(sender) == number:
+                looked_at.answered()
             return
         self.awareness = max(0, self.awareness - 1)
+        member = self._members.get(probe.target)
+        if member is not None:
+            member.answered()
         if sender == probe.target:
             rtt_ns = now_ns - probe.started_ns
             self._delay.add_round_trip(rtt_ns)
-            member = self._members.get(sender)
             if member is not None:
                 member.rtt_ns = rtt_ns
                 if not probe.indirect:

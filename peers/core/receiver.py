@@ -101,6 +101,7 @@ class Receiver:
             Kind.LEDGER_LEGACY: self._on_ledger_legacy,
             Kind.LEASE_VIEW: self._on_lease_view,
             Kind.DEMANDS: self._on_demands,
+            Kind.UNREACHED: self._on_unreached,
         }
 
     def open(self, data: bytes, source: Address, bytes_max: int) -> tuple[Opened, Payload]:
@@ -149,7 +150,7 @@ class Receiver:
         session.received_bytes += len(data)
         member = self._members.get(head.node)
         if member is not None and not member.live:
-            self._handshake.tell_dead(head.node, now_ns)
+            self._handshake.tell_dead(head.node, source, now_ns)
         origin = _Origin(member, head.node, head.boot, opened.seq, source)
         handlers = self._handlers
         quiet = True
@@ -179,6 +180,9 @@ class Receiver:
 
     def _on_challenge(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._handshake.challenge_received(frame, origin.source)
+
+    def _on_unreached(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._members.unreached(origin.node, (frame[1], frame[2]), now_ns)
 
     def _on_ping(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._prober.ping_received(frame[1], frame[2], origin.source)

@@ -98,6 +98,7 @@ class Kind(enum.IntEnum):
     LEDGER_ASK = 25  # [(key, limit, stamp)...]
     LEDGER_STATE = 26  # [(key, limit, stamp, sight, level_16, lease_ms, left_ms)...]
     LEDGER_LEGACY = 27  # [(total, key, limit, stamp, level_16, lease_ms, left_ms)...]
+    UNREACHED = 28  # [host, port]
 
 
 # The kinds whose items are entries of counters.
@@ -169,6 +170,7 @@ _SHAPES: dict[int, tuple[tuple[_Field, ...], tuple[_Field, ...] | None]] = {
     Kind.LEDGER_ASK: ((), (_U64, _U64, _U63)),
     Kind.LEDGER_STATE: ((), _STATE),
     Kind.LEDGER_LEGACY: ((), _LEGACY),
+    Kind.UNREACHED: ((_HOST, _PORT), None),
 }
 
 _TUPLES: Final = {tuple}

@@ -13,7 +13,7 @@ from gateway.breaker.table import BreakerTable
 from gateway.clock import SECOND
 from gateway.conf.schema_upstream import LimitConf
 from gateway.limits.settled import Settled
-from gateway.mesh import SCOPE_BYTES, MeshAdapter, NoMesh
+from gateway.mesh import SCOPE_BYTES, WARNINGS, MeshAdapter, NoMesh
 from gateway.proxy import pauses
 from gateway.proxy.counts import UpstreamCounts
 from peers.core.counters import MeshLimit
@@ -24,10 +24,12 @@ from peers.core.events import (
     MemberLeft,
     MemberRefused,
     MemberSuspected,
+    MemberUnreached,
     NameConflict,
     RowChanged,
     TrialClaimed,
     TripMajority,
+    Unreached,
 )
 from peers.core.exact import ExactLimit
 
@@ -348,6 +350,23 @@ def test_a_full_mesh_says_whom_it_refused(it: Harness) -> None:
             {"member": "gw-33", "address": "10.0.0.2:7946", "members_max": 32},
         )
     ]
+
+
+def test_a_wrong_address_is_told_on_both_sides(it: Harness) -> None:
+    it.node.config.advertise = ("10.0.0.9", 7946)
+    it.mesh.events([MemberUnreached("gw-3", ("10.0.0.3", 7946), ADDRESS)])
+    it.mesh.events([Unreached(2, ADDRESS), Unreached(0, ADDRESS)])
+    (other, mine, again) = it.logged
+    assert {other[0], mine[0]} == WARNINGS
+    assert other[1].pop("why")
+    assert other[1] == {
+        "member": "gw-3",
+        "heard_from": "10.0.0.2:7946",
+        "advertises": "10.0.0.3:7946",
+    }
+    assert mine[1]["members"] == 2
+    assert (mine[1]["advertise"], mine[1]["heard_from"]) == ("10.0.0.9:7946", "10.0.0.2:7946")
+    assert again[0] == "reached again"
 
 
 def test_a_burst_too_small_for_the_members_is_in_the_log(it: Harness) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from peers.core.config import MS, SECOND
-from peers.core.events import MemberJoined, MemberLeft, MemberSuspected, NameConflict
+from peers.core.events import (
+    MemberJoined,
+    MemberLeft,
+    MemberSuspected,
+    MemberUnreached,
+    NameConflict,
+    Unreached,
+)
 from peers.core.members import MemberState
 from peers.core.node import Node
 from peers.simnet import Network, Simulation
@@ -176,6 +183,84 @@ def test_a_second_node_of_one_name_is_refused_and_told(seed: int) -> None:
         assert sim.up.live_count() == 2
         (member,) = [member for member in sim.up.members() if member.name == "node-0"]
         assert member.address == bench.nodes[0].address
+
+
+def misplaced(bench: Simulation, number: int) -> Node:
+    """Starts a node that advertises an address where nobody is."""
+    knobs = bench._knobs
+    bench._knobs = {**knobs, "advertise": ("127.0.0.1", 9999)}
+    bench.start(number)
+    bench._knobs = knobs
+    return bench.nodes[number].up
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_who_advertises_a_wrong_address_is_told_and_stays_dead(seed: int, watched: Watch) -> None:
+    bench = watched(Simulation(3, seed))
+    bench.start(0, 1)
+    bench.run_until(bench.meshed, 10 * SECOND)
+    wrong = misplaced(bench, 2)
+    bench.run_until(lambda: wrong.cut_off, 15 * SECOND)
+    bench.run_for(20 * SECOND)
+    address = bench.nodes[2].address
+    for sim in bench.nodes[:2]:
+        kinds = [type(event) for _, event in sim.events]
+        told = [event for _, event in sim.events if isinstance(event, MemberUnreached)]
+        assert told == [MemberUnreached("node-2", ("127.0.0.1", 9999), address)], f"seed {seed}"
+        # It may refute once before both have told it; it does not die and rise for ever.
+        assert 1 <= kinds.count(MemberLeft) <= 3, f"seed {seed}"
+        assert sim.up.live_count() == 2
+    told_it = [event for _, event in bench.nodes[2].events if isinstance(event, Unreached)]
+    assert [bool(event.members) for event in told_it] == [True], f"seed {seed}"
+    assert told_it[0].source == address
+    assert len(wrong._reach.unreached_by) == 2
+    # What comes to it again is believed: an address that was not reached is, from now on.
+    bench._by_address["127.0.0.1", 9999] = bench.nodes[2]
+    bench.run_until(lambda: bench.meshed() and not wrong._reach.unreached_by, 10 * SECOND)
+    assert [event for _, event in bench.nodes[2].events if isinstance(event, Unreached)][-1] == (
+        0,
+        address,
+    )
+    bench.run_for(10 * SECOND)
+    assert bench.meshed()
+
+
+def test_behind_a_wrong_address_a_limit_is_kept_as_beyond_a_partition() -> None:
+    bench = Simulation(3, 1)
+    bench.start(0, 1)
+    wrong = misplaced(bench, 2)
+    limits = [
+        sim.up.limit(
+            "x", name="x", rate_count=90, rate_period_ns=SECOND, burst=90, on_partition=conduct
+        )
+        for sim in bench.nodes
+        for conduct in ["closed"]
+    ]
+    bench.run_for(20 * SECOND)
+    assert wrong.cut_off
+    assert [limit.closed for limit in limits] == [False, False, True]
+    assert wrong.limit(
+        "y", name="y", rate_count=90, rate_period_ns=SECOND, burst=90
+    ).rate == pytest.approx(30 / SECOND)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stall_behind_an_address_translation_is_no_wrong_address(seed: int) -> None:
+    """It speaks from another address than it advertises, and is reached there: as many do."""
+    bench = Simulation(3, seed)
+    bench.start(0, 1)
+    bench._by_address["127.0.0.1", 9999] = bench.nodes[2]
+    misplaced(bench, 2)
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.run_for(5 * SECOND)
+    addresses = [sim.address for sim in bench.nodes]
+    bench.network.partition(addresses[:2], [addresses[2], ("127.0.0.1", 9999)])
+    bench.run_for(20 * SECOND)
+    bench.network.heal()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    bench.run_for(10 * SECOND)
+    for sim in bench.nodes:
+        assert not any(isinstance(event, MemberUnreached | Unreached) for _, event in sim.events)
 
 
 def test_a_clock_that_went_back_over_a_restart_does_no_harm() -> None:

@@ -208,3 +208,12 @@ def test_readiness_says_why(
     served.ready = ready
     served.worker.draining = draining
     assert ready_document(served) == (status, {"ready": status == 200, "why": why})
+
+
+def test_a_node_that_members_do_not_reach_is_not_ready(make_served: MakeServed) -> None:
+    served = make_served()
+    served.ready = True
+    served.mesh = SimpleNamespace(node=SimpleNamespace(cut_off=True))
+    status, document = ready_document(served)
+    assert status == 503
+    assert "mesh.advertise" in document["why"]

@@ -54,6 +54,14 @@ CASES = [
         "5: mesh.advertise: port + workers - 1 is more than 65535",
     ),
     (
+        '[mesh]\nbind = "127.0.0.1:7946"\nadvertise = "10.0.0.1:7946"',
+        "3: mesh.advertise: is not reached: bind (127.0.0.1)",
+    ),
+    (
+        "[mesh]\nkeys = [{ env = 'KEY' }]\nbind = '[::]:7946'\nadvertise = '10.0.0.1:7946'",
+        "4: mesh.advertise: and bind (::) must both be IPv4",
+    ),
+    (
         f'[node]\nworkers = "auto"\nname = "{"n" * 62}"',
         "3: node.name: has more than 61 characters; workers add their number to it",
     ),
