@@ -26,6 +26,7 @@ from peers.core.events import (
     MemberRefused,
     MemberSuspected,
     MemberUnreached,
+    MeshFull,
     NameConflict,
     RowChanged,
     TrialClaimed,
@@ -392,7 +393,6 @@ class MeshAdapter:
         elif isinstance(event, MemberLeft):
             self._log("member gone" if event.crashed else "member left", member=event.name)
         elif isinstance(event, MemberRefused):
-            # The newcomer keeps asking; what it is told is that it is no member.
             self._log(
                 "member refused: the mesh is full",
                 member=event.name,
@@ -407,13 +407,22 @@ class MeshAdapter:
                 advertises=_shown(event.address),
                 why="it does not answer where it advertises to be, and hears nothing of the mesh",
             )
+        elif isinstance(event, MeshFull):
+            self.on_refused(
+                f"{_shown(event.address)} has no room for one more than"
+                f" {self.node.config.members_max} members; a node beside them would keep its limits"
+                " on top of theirs"
+            )
         elif isinstance(event, Unreached):
             self._unreached(event)
         elif isinstance(event, NameConflict):
             self._log("name taken", member=event.name, address=_shown(event.address))
             if event.refused:
                 # Outside the mesh this node would keep limits of its own beside everybody else's.
-                self.on_refused(f"the name {event.name} is taken by {_shown(event.address)}")
+                self.on_refused(
+                    f"the name {event.name} is taken by {_shown(event.address)}; two members of one"
+                    " name cannot share limits"
+                )
         self.on_members()
 
     def _unreached(self, event: Unreached) -> None:

@@ -166,25 +166,29 @@ class Server:
                 self._on_signals()
             if self.reload_noted:
                 self._reload.set()
-            self.ready = True
-            self.log.info(
-                "serving",
-                node=self.conf.node.name,
-                codec=self.worker.codec.name,
-                build=build_kind(),
-                listen=[listener.name for listener in self.listeners],
-                upstreams=sorted(self.worker.runtime.upstreams),
-                start_ms=(monotonic_ns() - self.started_ns) // MS,
-            )
-            self.notifier.ready(self._status())
-            self.on_ready()
-            await self._serve()
-            self.ready = False
+            if not self._refused:
+                self._ready()
+                await self._serve()
+                self.ready = False
             self.notifier.stopping("draining")
             await self._give_notice()
             await self._drain()
         if self._refused:
-            raise ServeError(f"mesh: {self._refused}; two members of one name cannot share limits")
+            raise ServeError(f"mesh: {self._refused}")
+
+    def _ready(self) -> None:
+        self.ready = True
+        self.log.info(
+            "serving",
+            node=self.conf.node.name,
+            codec=self.worker.codec.name,
+            build=build_kind(),
+            listen=[listener.name for listener in self.listeners],
+            upstreams=sorted(self.worker.runtime.upstreams),
+            start_ms=(monotonic_ns() - self.started_ns) // MS,
+        )
+        self.notifier.ready(self._status())
+        self.on_ready()
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         conf = self.conf
@@ -226,13 +230,16 @@ class Server:
             await self._joined()
         self.durable.commit(conf, await self.durable.prepare(conf))
         stack.push_async_callback(self.durable.close)
-        await self.listeners.open(openings)
+        if not self._refused:
+            await self.listeners.open(openings)
 
     async def _joined(self) -> None:
         """Until peers have told what they know (levels of limits, pauses in force), or none of
         them has answered in 0.5 s (`Config.joining_ns`)."""
         # The core has no event for it, and this is once in a process's life.
-        while self.driver is not None and self.driver.node.joining:  # noqa: ASYNC110
+        while (  # noqa: ASYNC110
+            self.driver is not None and self.driver.node.joining and not self._refused
+        ):
             await asyncio.sleep(JOINING_LOOK_SECONDS)
 
     def _joins_others(self, driver: MeshDriver) -> bool:

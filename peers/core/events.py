@@ -18,6 +18,7 @@ __all__ = [
     "MemberRefused",
     "MemberSuspected",
     "MemberUnreached",
+    "MeshFull",
     "NameConflict",
     "RowChanged",
     "TrialClaimed",
@@ -128,6 +129,12 @@ class MemberRefused(NamedTuple):
     address: Address
 
 
+class MeshFull(NamedTuple):
+    """A member of a full mesh does not take this node in: it is none."""
+
+    address: Address
+
+
 Event = (
     MemberJoined
     | MemberSuspected
@@ -141,4 +148,5 @@ Event = (
     | MemberRefused
     | MemberUnreached
     | Unreached
+    | MeshFull
 )

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from peers.core.config import MS, Config
 from peers.core.errors import Drop, DropError
-from peers.core.events import Address, Event, MemberRefused, MemberUnreached, NameConflict
+from peers.core.events import Address, Event, MemberRefused, MemberUnreached, MeshFull, NameConflict
 from peers.core.members import Members, MemberState, Update
 from peers.core.outbox import Outbox
 from peers.core.probe import Prober
@@ -93,7 +93,7 @@ class Handshake:
         self._told_dead_ns: dict[bytes, int] = {}
         self._challenged_ns: dict[tuple[bytes, int, Address, bool], int] = {}
         self._conflicts: set[tuple[str, Address]] = set()
-        self.refused = False  # by a member that has our name
+        self.refused = False  # by a member that has our name, or by a full mesh
 
     # -- strangers
 
@@ -110,6 +110,8 @@ class Handshake:
                     self.challenge_received(frame, source)
                     raise DropError(Drop.UNKNOWN_BOOT)
                 self.challenge_received(frame, source)
+            elif frame[0] == Kind.FULL:
+                self.full_received(frame, source)
             elif frame[0] == Kind.HELLO and head.boot > known_boot:
                 cookie = frame[1]
                 if self._sessions.cookie_is_ours(cookie, head.node, head.boot, source, now_ns):
@@ -129,6 +131,13 @@ class Handshake:
         if known_boot > me.boot:
             me.boot = min(U63, known_boot + 1)
         self._outbox.send(source, self.hello(cookie))
+
+    def full_received(self, frame: Frame, source: Address) -> None:
+        """A member has no room for this node. The boot is this life's: no record of an earlier
+        refusal keeps a node out."""
+        if frame[1] == self._members.me.boot and not self.refused:
+            self.refused = True
+            self._events.append(MeshFull(source))
 
     def hello(self, cookie: bytes = b"") -> bytes:
         me = self._members.me
@@ -160,6 +169,7 @@ class Handshake:
         member = members.get(head.node)
         if member is None and members.full and not members.make_room():
             self._refuse(name, (host, port))
+            self._outbox.answer_stranger(source, pack((Kind.FULL, head.boot)))
             raise DropError(Drop.MEMBERS_FULL)
         if member is not None and member.live and member.address != (host, port):
             session = self._sessions.get(head.node)

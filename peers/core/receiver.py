@@ -102,6 +102,7 @@ class Receiver:
             Kind.LEASE_VIEW: self._on_lease_view,
             Kind.DEMANDS: self._on_demands,
             Kind.UNREACHED: self._on_unreached,
+            Kind.FULL: self._on_full,
         }
 
     def open(self, data: bytes, source: Address, bytes_max: int) -> tuple[Opened, Payload]:
@@ -183,6 +184,9 @@ class Receiver:
 
     def _on_unreached(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._members.unreached(origin.node, (frame[1], frame[2]), now_ns)
+
+    def _on_full(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        self._handshake.full_received(frame, origin.source)
 
     def _on_ping(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._prober.ping_received(frame[1], frame[2], origin.source)

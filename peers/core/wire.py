@@ -99,6 +99,7 @@ class Kind(enum.IntEnum):
     LEDGER_STATE = 26  # [(key, limit, stamp, sight, level_16, lease_ms, left_ms)...]
     LEDGER_LEGACY = 27  # [(total, key, limit, stamp, level_16, lease_ms, left_ms)...]
     UNREACHED = 28  # [host, port]
+    FULL = 29  # [boot]
 
 
 # The kinds whose items are entries of counters.
@@ -171,6 +172,7 @@ _SHAPES: dict[int, tuple[tuple[_Field, ...], tuple[_Field, ...] | None]] = {
     Kind.LEDGER_STATE: ((), _STATE),
     Kind.LEDGER_LEGACY: ((), _LEGACY),
     Kind.UNREACHED: ((_HOST, _PORT), None),
+    Kind.FULL: ((_U63,), None),
 }
 
 _TUPLES: Final = {tuple}

@@ -386,6 +386,7 @@ def test_two_nodes_of_one_name_refuse_each_other(
     # Outside the mesh it would keep a limit of its own beside the others': it ends instead.
     assert second.wait(8.0) == 1
     assert second.log_text().count("refused by the mesh") == 1
+    assert '"serving"' not in second.log_text()
     assert second.log_text().splitlines()[-1].startswith("egressd: mesh: the name gw-1 is taken")
     assert nodes[1].live_members() == ["gw-1", "gw-2"]
     members = {m["name"]: m["address"] for m in nodes[1].document()["members"]}

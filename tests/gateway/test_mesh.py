@@ -25,6 +25,7 @@ from peers.core.events import (
     MemberRefused,
     MemberSuspected,
     MemberUnreached,
+    MeshFull,
     NameConflict,
     RowChanged,
     TrialClaimed,
@@ -350,6 +351,16 @@ def test_a_full_mesh_says_whom_it_refused(it: Harness) -> None:
             {"member": "gw-33", "address": "10.0.0.2:7946", "members_max": 32},
         )
     ]
+
+
+def test_a_node_that_a_full_mesh_refuses_says_why_it_ends(it: Harness) -> None:
+    it.node.config.members_max = 32
+    reasons: list[str] = []
+    it.mesh.on_refused = reasons.append
+    it.mesh.events([MeshFull(ADDRESS)])
+    (reason,) = reasons
+    assert "10.0.0.2:7946" in reason
+    assert "32 members" in reason
 
 
 def test_a_wrong_address_is_told_on_both_sides(it: Harness) -> None:

@@ -109,9 +109,9 @@ def test_numbers_are_never_used_again() -> None:
         "COUNTERS", "LIMITS", "BREAKERS", "BREAKER_PULL", "CLAIM", "SNAPSHOT_REQUEST",
         "SNAPSHOT_PART", "WINDOWS", "HELD", "LEASE_ASK", "LEASE_GRANT", "LEASE_VIEW", "ADVERTISED",
         "DEMANDS", "QUOTA_ASK", "QUOTA_GRANT", "LEDGER_ASK", "LEDGER_STATE", "LEDGER_LEGACY",
-        "UNREACHED",
+        "UNREACHED", "FULL",
     ]  # fmt: skip
-    assert list(Kind) == list(range(1, 29))
+    assert list(Kind) == list(range(1, 30))
 
 
 def test_states_reasons_and_limits_are_the_codes() -> None:

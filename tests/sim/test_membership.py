@@ -13,6 +13,7 @@ from peers.core.events import (
     MemberLeft,
     MemberSuspected,
     MemberUnreached,
+    MeshFull,
     NameConflict,
     Unreached,
 )
@@ -287,6 +288,10 @@ def test_a_full_cluster_takes_nobody_more() -> None:
     bench.run_for(5 * SECOND)
     assert [sim.up.live_count() for sim in bench.nodes[:3]] == [3, 3, 3]
     assert sum(sim.up.drops["members_full"] for sim in bench.nodes[:3]) > 0
+    full = [event for _, event in bench.nodes[3].events if isinstance(event, MeshFull)]
+    assert len(full) == 1
+    assert full[0].address in [sim.address for sim in bench.nodes[:3]]
+    assert bench.nodes[3].up.stats(bench.now_ns)["refused"]
 
 
 def test_a_node_sleeps_between_its_timers() -> None:

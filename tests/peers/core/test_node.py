@@ -223,6 +223,14 @@ class TestHandshake:
         assert one.live_count() == 2
         assert two.members()[0].incarnation == 1
 
+    def test_a_refusal_of_an_earlier_life_keeps_nobody_out(self) -> None:
+        node, speaker = make_node(), Speaker()
+        node.receive_datagram(speaker.say((Kind.FULL, BOOT - 1)), TWO, NOW)
+        assert not node.stats(NOW)["refused"]
+        node.receive_datagram(speaker.say((Kind.FULL, BOOT)), TWO, NOW)
+        assert node.stats(NOW)["refused"]
+        assert [type(event).__name__ for event in node.events_received()] == ["MeshFull"]
+
     def test_keys_can_be_rotated_under_way(self) -> None:
         one = make_node()
         config = Config(name="two", cluster="c", bind=TWO, advertise=TWO, keys=(KEY, b"n" * 32))
