@@ -257,7 +257,8 @@ def _headers(
         left -= len(octets) + len(value)
         if left < 0:
             break
-        # A letter that is sent anew does not gather ours, and nobody else can claim them.
+        # A letter that is sent anew does not gather ours, and nobody else can claim them;
+        # but for the mark, which is worth nothing without the id that it was made of.
         ours = name.lower().startswith(_OURS) and name != ACCEPTED
         if not (ours or is_secret_name(octets) or secrets.are_in(value) or secrets.are_in(octets)):
             kept.append((octets.decode(), value))

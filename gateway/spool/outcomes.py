@@ -118,7 +118,7 @@ class Outcomes:
     """Letters by their marks: so many, of so many octets, and each for so long."""
 
     def __init__(self, count_max: int = OUTCOMES_MAX, bytes_max: int = OUTCOMES_BYTES_MAX) -> None:
-        self._letters: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
+        self._letters: OrderedDict[bytes, tuple[int, bytes, bool]] = OrderedDict()
         self._count_max = count_max
         self._bytes_max = bytes_max
         self.octets = 0
@@ -126,11 +126,18 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self._letters)
 
-    def put(self, mark: bytes, value: bytes, at_ms: int, keep_ms: int) -> int:
-        """Keeps a letter of that time. Returns how many went for want of room, not of age."""
-        if mark in self._letters:  # at least once: the first one is what the client was told
-            return 0
-        self._letters[mark] = (at_ms, value)
+    def put(self, mark: bytes, value: bytes, at_ms: int, keep_ms: int, *, is_result: bool) -> int:
+        """Keeps a letter of that time. Returns how many went for want of room, not of age.
+
+        There may be several: the first result stays, a dead letter may have been sent anew.
+        """
+        before = self._letters.get(mark)
+        if before is not None:
+            if before[2]:
+                return 0
+            del self._letters[mark]
+            self.octets -= len(before[1])
+        self._letters[mark] = (at_ms, value, is_result)
         self.octets += len(value)
         self.expire(at_ms - keep_ms)
         went = 0
@@ -150,7 +157,7 @@ class Outcomes:
         return found[1] if found is not None else None
 
     def _forget_first(self) -> None:
-        _, (_, value) = self._letters.popitem(last=False)
+        _, (_, value, _) = self._letters.popitem(last=False)
         self.octets -= len(value)
 
 

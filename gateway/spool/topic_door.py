@@ -240,7 +240,13 @@ class TopicDoor:
             return
         now_ms = self._worker.wall_ns() // MS
         at_ms = record.timestamp_ms if 0 < record.timestamp_ms < now_ms else now_ms
-        went = self.outcomes.put(mark, record.value, at_ms, self._keep_ms())
+        went = self.outcomes.put(
+            mark,
+            record.value,
+            at_ms,
+            self._keep_ms(),
+            is_result=topic == self._spool.conf.results,
+        )
         if went:
             self._worker.count("kafka_outcomes_pushed_out")
 

@@ -24,20 +24,31 @@ def test_garbage_is_no_id(name: str) -> None:
     assert read_id(name, "one") is None
 
 
+def put(outcomes: Outcomes, mark: bytes, value: bytes, at_ms: int, *, result: bool = True) -> int:
+    return outcomes.put(mark, value, at_ms, 100, is_result=result)
+
+
 def test_the_oldest_outcome_goes_first() -> None:
     outcomes = Outcomes(count_max=2, bytes_max=10)
-    assert outcomes.put(b"a", b"12345", 1, 100) == 0
-    assert outcomes.put(b"b", b"1234", 2, 100) == 0
-    assert outcomes.put(b"a", b"another", 3, 100) == 0
-    assert outcomes.find(b"a") == b"12345", "the first one was told already"
-    assert outcomes.put(b"c", b"1", 4, 100) == 1
+    assert put(outcomes, b"a", b"12345", 1) == 0
+    assert put(outcomes, b"b", b"1234", 2) == 0
+    assert put(outcomes, b"c", b"1", 4) == 1
     assert (outcomes.find(b"a"), outcomes.find(b"b")) == (None, b"1234")
-    assert outcomes.put(b"d", b"1234567890", 5, 100) == 2, "by octets"
+    assert put(outcomes, b"d", b"1234567890", 5) == 2, "by octets"
     assert (len(outcomes), outcomes.octets) == (1, 10)
-    outcomes.put(b"e", b"1", 200, 100)
+    put(outcomes, b"e", b"1", 200)
     assert outcomes.find(b"d") is None, "by age"
     outcomes.expire(201)
     assert (len(outcomes), outcomes.octets) == (0, 0)
+
+
+def test_the_first_result_stays_and_a_dead_letter_may_be_sent_anew() -> None:
+    outcomes = Outcomes()
+    put(outcomes, b"a", b"dead", 1, result=False)
+    put(outcomes, b"a", b"done", 2)
+    put(outcomes, b"a", b"again", 3)
+    put(outcomes, b"a", b"too old", 4, result=False)
+    assert (outcomes.find(b"a"), outcomes.octets) == (b"done", 4)
 
 
 def test_keys_are_known_for_so_long_and_so_many() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
+import trio
 from fakes.gateway import Response
 from fakes.kafka_link import FakeLink
-from fakes.origin import Origin, answer
+from fakes.origin import Connection, Origin, answer
+from fakes.origin import Received as Request
 from fakes.spooled import Spooled
 
 from gateway.connectors.kafka_link import Received
@@ -48,6 +50,7 @@ class Doored(Spooled):
     """A gateway whose cluster is a `FakeLink`."""
 
     url = ""
+    origin: Origin
 
     @property
     def link(self) -> FakeLink:
@@ -77,7 +80,7 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doored]
     monkeypatch.setenv("OTHER", "the-token-of-another")
     script = answer(b"201 Made", b"ok \xff", fields=b"X-Of: api\r\n")
     with Origin(script) as origin, Doored(CONF.format(origin=origin.url), tmp_path) as found:
-        found.url = origin.url
+        found.url, found.origin = origin.url, origin
         found.call(lambda: found.link.assign({0: (0, "")}))
         yield found
 
@@ -108,6 +111,26 @@ def test_a_request_is_a_record_and_its_outcome_is_told_to_its_client_only(gatewa
     assert given.values(b"date") and given.values(b"via")
     for asked in (path, path + b"/response"):
         assert gateway.ask(asked, OTHER).status == 404
+
+
+def test_the_worker_that_sends_says_so(gateway: Doored) -> None:
+    go_on = threading.Event()
+
+    async def slow(connection: Connection, request: Request) -> bool:
+        while not go_on.is_set():
+            await trio.sleep(0.01)
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        return True
+
+    gateway.origin.script = slow
+    path = gateway.post().value(b"location")
+    offer = gateway.link.offered[0]
+    came = Received(0, 0, -1, offer["key"], offer["value"], tuple(offer["headers"]))
+    gateway.call(lambda: gateway.spool.received([came]))
+    gateway.until_state(path, "sending")
+    go_on.set()
+    gateway.until(lambda: bool(gateway.link.letters))
+    gateway.until(lambda: not gateway.spool.accepted)
 
 
 @pytest.mark.parametrize("wrong", [b"", b"x", b"-1-", b"0" * 32, b"0" * 32 + b"-1-" + b"0" * 16])
@@ -169,7 +192,9 @@ def test_the_same_key_is_the_same_acceptance(gateway: Doored) -> None:
 def test_who_comes_meanwhile_waits_for_the_same_acknowledgement(gateway: Doored) -> None:
     gateway.link.acknowledges = False
     answers: list[Response] = []
-    threads = [Thread(target=lambda: answers.append(gateway.post(fields=KEY))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: answers.append(gateway.post(fields=KEY))) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     gateway.until(lambda: gateway.spool.counts["known"] == 2)
