@@ -201,4 +201,4 @@ upstream = "a"
 def test_records_find_one_upstream_of_an_origin(loaded: Loaded) -> None:
     text = '[upstream.b]\norigin = "https://a"\n' + A + "[upstream.a.spool]\n"
     found = warnings(loaded(text + '[spool.kafka]\nbootstrap = ["k:1"]'), members=1)
-    assert "upstream.a.spool: records for https://a go to the upstream that has it" in found[1]
+    assert any("upstream.a.spool: records for https://a go to" in each for each in found), found
