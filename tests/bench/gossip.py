@@ -243,6 +243,8 @@ def main() -> None:
         else:
             costs |= {f"process_{name}": part for name, part in process.items()}
             shown = f"{process['core']:.1%}"
+            if process["unread"]:
+                shown += f" ({process['unread']:.0f} datagrams/s unread)"
         print(
             f"{case.name:24} {costs['bytes_per_s'] / 1e6:6.2f} {case.bytes_max / 1e6:6.1f} "
             f"{costs['core']:7.1%} {shown:>8} {case.core_max:6.0%}  "

@@ -109,7 +109,8 @@ async def run(
     core = time.process_time() - begun - (asker.spent_s - asked)
     after = node.stats(time.monotonic_ns())
     whole = node.live_count() == nodes
-    costs = {"core": core / elapsed} | {
+    unread = after["drops"].pop("unread", 0) - before["drops"].pop("unread", 0)
+    costs = {"core": core / elapsed, "unread": unread / elapsed} | {
         name: (after[name] - before[name]) / elapsed
         for name in ("bytes_sent", "datagrams_sent", "datagrams_received", "entries_received")
     }
