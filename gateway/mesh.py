@@ -21,10 +21,12 @@ from peers.core.events import (
     BreakerClosed,
     BreakerOpened,
     Event,
+    MemberHeard,
     MemberJoined,
     MemberLeft,
     MemberRefused,
     MemberSuspected,
+    MemberUnheard,
     MemberUnreached,
     MeshFull,
     NameConflict,
@@ -390,6 +392,14 @@ class MeshAdapter:
             self._log("member joined", member=event.name, address=_shown(event.address))
         elif isinstance(event, MemberSuspected):
             self._log("member suspected", member=event.name, address=_shown(event.address))
+        elif isinstance(event, MemberUnheard):
+            self._log(
+                "member not heard here though others hear it",
+                member=event.name,
+                address=_shown(event.address),
+            )
+        elif isinstance(event, MemberHeard):
+            self._log("member heard again", member=event.name)
         elif isinstance(event, MemberLeft):
             self._log("member gone" if event.crashed else "member left", member=event.name)
         elif isinstance(event, MemberRefused):

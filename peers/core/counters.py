@@ -73,7 +73,7 @@ class MeshLimit(SharedTable[MeshRow]):
         """Recomputes what rows read. MESH names in brackets."""
         self._surroundings = surroundings
         config = self._config
-        members, known, delay_ns, dead = surroundings
+        members, known, delay_ns, dead, _ = surroundings
         effective = self.effective = self._smallest_rule()
         whole_rate = effective.rate * self._factor
         minority = members * 2 <= known

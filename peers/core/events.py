@@ -13,10 +13,12 @@ __all__ = [
     "BreakerClosed",
     "BreakerOpened",
     "Event",
+    "MemberHeard",
     "MemberJoined",
     "MemberLeft",
     "MemberRefused",
     "MemberSuspected",
+    "MemberUnheard",
     "MemberUnreached",
     "MeshFull",
     "NameConflict",
@@ -66,6 +68,21 @@ class Unreached(NamedTuple):
 
     members: int
     source: Address
+
+
+class MemberUnheard(NamedTuple):
+    """A member is live, as others say, but nothing of it comes here: the way between the two is
+    cut. Exact limits whose keys it owns get nothing here, slots are an n-th."""
+
+    name: str
+    address: Address
+
+
+class MemberHeard(NamedTuple):
+    """A member that was unheard is heard again."""
+
+    name: str
+    address: Address
 
 
 class NameConflict(NamedTuple):
@@ -138,6 +155,8 @@ class MeshFull(NamedTuple):
 Event = (
     MemberJoined
     | MemberSuspected
+    | MemberUnheard
+    | MemberHeard
     | MemberLeft
     | NameConflict
     | RowChanged

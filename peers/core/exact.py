@@ -175,10 +175,16 @@ class ExactLimit(RowTable[ExactRow]):
     def changed(self, row: ExactRow) -> None:
         self.desk.changed(row)
 
+    def may_work_alone(self, now_ns: int) -> bool:
+        """Whether a member whose owner is silent here is on its own: not where it hears most of
+        the others, as they may hear that owner, which goes on granting all there is (unless more
+        than that is wanted: "open")."""
+        return self.on_partition == "open" or self.isolated(now_ns)
+
     def retune(self, surroundings: Surroundings, now_ns: int | None) -> None:
         """Recomputes what rows and ledgers read; ledgers drain at the old rate until `now_ns`."""
         self._surroundings = surroundings
-        members, known, delay_ns, _ = surroundings
+        members, known, delay_ns, *_ = surroundings
         effective = self.effective = self._smallest_rule()
         minority = members * 2 <= known
         self.closed = self.on_partition == "closed" and minority
@@ -211,13 +217,15 @@ class ExactLimit(RowTable[ExactRow]):
             "rate": self.rate * SECOND,
             "burst": self.effective.burst,
             "effective_burst": self.burst,
-            "excess_bound": 0.0,
+            # What this node spent beside an owner that it does not hear; the next one hears of it.
+            "excess_bound": float(max((row.ungranted for row in self._active), default=0)),
             "closed": self.closed,
             "differs": self.effective != self.rule,
             "rows": len(self._rows),
             "active_rows": len(self._active),
             "owned": len(self.ledgers),
             "alone": sum(row.alone for row in self._active),
+            "unheard": sum(row.unheard for row in self._active),
             "evicted": self.evicted,
             "started_full": self.started_full,
         }

@@ -80,6 +80,7 @@ class Counters:
     ) -> None:
         self.chance = chance
         self.joining = False
+        self._alive_ns = 0  # when the node last did anything; 0: not yet
         self.changed: dict[Row, None] = {}
         self.on_wake: Callable[[], None] | None = None
         self.entries_sent = 0
@@ -147,6 +148,14 @@ class Counters:
         return len(self._strays)
 
     # -- what limits ask of their host
+
+    def alive(self, now_ns: int) -> None:
+        """The node does something. Where it has not for five heartbeats, in which it would have
+        ticked each time, the process was stopped or the loop held up, and limits are told."""
+        alive_ns, self._alive_ns = self._alive_ns, now_ns
+        if alive_ns and now_ns - alive_ns > 5 * self._config.heartbeat_interval_ns:
+            for limit in self._limits.values():
+                limit.slept(now_ns)
 
     def make_row(self, limit: SharedTable[R], key: bytes, now_ns: int) -> R:
         """A new row, with what peers told about its key before it was met here."""

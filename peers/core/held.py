@@ -38,6 +38,9 @@ _SERVED_TAU_NS = 2.0 * SECOND
 # Refused arrivals of so long are demand.
 _BLOCKED_TAU_NS = 0.3 * SECOND
 _IDLE_TELLINGS = 3
+# A node that stood still takes no slot for so long: it may be dead to the others, who have its
+# slots then. It takes them two round trips to know better, and 250 ms to repeat their words.
+_SLEPT_NS = 1 * SECOND
 # Eased slots come back one by one, as a node's own do (gateway.limits.inflight): additive increase.
 _SLOT_BACK_NS = 10 * SECOND
 
@@ -145,6 +148,7 @@ class HeldRow(Row):
         used = self.used + cost
         slots = self.limit.slots
         if now_ns >= self._mature_ns:
+            self.limit.alive(now_ns)
             self._reckon(now_ns)
         if used <= self._cap and used + self._others_held <= slots:
             return ROOM
@@ -205,6 +209,11 @@ class HeldRow(Row):
     def fill(self, now_ns: int) -> None:
         """No slot is known to be free until the mesh has told."""
         self._shut_until_ns = max(self._shut_until_ns, now_ns + _FRESH_NS)
+        self._mature_ns = now_ns
+
+    def slept(self, now_ns: int) -> None:
+        """Takes no slot until the others' words of now are known."""
+        self._shut_until_ns = max(self._shut_until_ns, now_ns + _SLEPT_NS)
         self._mature_ns = now_ns
 
     @property
@@ -363,7 +372,10 @@ class HeldRow(Row):
         for node, peer in list(self.peers.items()):
             stale_ns = peer.heard_ns + _FRESH_NS
             if now_ns >= stale_ns:
-                del self.peers[node]
+                if node not in limit.unheard:
+                    del self.peers[node]
+                # Otherwise it is live and takes its part; how much it holds is not known.
+                peer.held = 0
             elif stale_ns < mature_ns:
                 mature_ns = stale_ns
         others = list(self.peers.values())
@@ -375,7 +387,7 @@ class HeldRow(Row):
                 beyond += peer.held - theirs
             else:
                 room += theirs
-        share, ripe_ns = self._ripened(shares[0], now_ns)
+        share, ripe_ns = self._ripened(min(shares[0], limit.part), now_ns)
         # Slots that are held beyond a share are missing to all who may gain, in proportion.
         self._cap = max(0, share - ceil(beyond * share / max(1, share + room)))
         self._mature_ns = min(mature_ns, ripe_ns)
@@ -422,6 +434,8 @@ class HeldLimit(SharedTable[HeldRow]):
         self.node = node_id(config.cluster, config.name)
         self.refresh_ns = config.refresh_ns
         self.underflows = 0
+        self.unheard: frozenset[bytes] = frozenset()
+        self.part = rule.burst  # of the slots that this node may have at most
         self.eased = 0  # slots that this member announces fewer for now
         self._eased_ns = 0  # when the last of them was taken away or came back
         super().__init__(host, config, identity, rule, surroundings, **facts)
@@ -434,7 +448,7 @@ class HeldLimit(SharedTable[HeldRow]):
     def retune(self, surroundings: Surroundings) -> None:
         """Recomputes what rows read: membership, the delay or the configuration changed."""
         self._surroundings = surroundings
-        members, known, delay_ns, _ = surroundings
+        members, known, delay_ns, _, self.unheard = surroundings
         self.effective = self._smallest_rule()
         whole = self.effective.burst
         minority = members * 2 <= known
@@ -445,6 +459,9 @@ class HeldLimit(SharedTable[HeldRow]):
         elif minority and self.on_partition == "share":
             self.slots = whole * members // known
         self.members = members
+        # Who hears not all of them cannot know who gives what up: an n-th is everybody's.
+        apart = self.unheard and self.on_partition != "open"
+        self.part = max(1, self.slots // members) if apart else self.slots
         # Slots move within two horizons, so words go as often as any.
         self.cadence_ns = self._config.cadence_min_ns
         self.horizon_ns = self.cadence_ns * 11 // 10 + delay_ns
@@ -481,9 +498,21 @@ class HeldLimit(SharedTable[HeldRow]):
         self.retune(self._surroundings)
         self._host.announce(self)
 
+    def alive(self, now_ns: int) -> None:
+        """The node does something; after a while without, `slept` comes before it is done."""
+        self._host.alive(now_ns)
+
+    def slept(self, now_ns: int) -> None:
+        """The process stood still, and its slots may be others' by now. One that is alone in the
+        mesh has them all."""
+        if self.members > 1:
+            for row in self._rows.values():
+                row.slept(now_ns)
+
     def excess_bound(self) -> float:
-        """Nobody takes what another may use: none, while words come within a horizon."""
-        return 0.0
+        """Nobody takes what another may use: none, while words come within a horizon. Who is not
+        heard here may hold up to its part."""
+        return float(len(self.unheard) * self.part)
 
     def new_row(self, key: bytes, name: int, gen: int, now_ns: int) -> HeldRow:
         return HeldRow(self, key, name, gen, now_ns)

@@ -7,7 +7,8 @@ without asking anybody. The purse is sized by 40 ms of demand, at most a fair sh
 A lease lapses one second after the last word of its owner: a member that hears nothing stops
 spending, so a new owner knows when tokens of the old one cannot be spent any more. A member whose
 owner has been silent for that long, and was asked three times at least, works alone at its part of
-the rate until an owner answers.
+the rate until an owner answers: only where most of the others are silent too. One that others hear
+goes on granting the whole rate; if it is dead they say so, and name the next one, a second later.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class ExactRow:
         "returned",
         "spent",
         "term",
+        "ungranted",
         "urgent",
         "used_ns",
         "version",
@@ -114,6 +116,7 @@ class ExactRow:
         self.returned = 0
         self.queued = 0
         self.wanting = False  # asked in vain: the owner is to be asked
+        self.ungranted = 0  # spent alone since an owner was heard last
         self.alone = False  # the owner is silent: this node's part of the rate is its own
         self.active = False
         self.urgent = False
@@ -156,6 +159,7 @@ class ExactRow:
             return self._fetch_slow(cost, now_ns)
         if ledger not in self.limit.claims and ledger.free(now_ns) >= cost:
             self.alone = False
+            self.ungranted = 0
             return ROOM
         return self._claim_slow(ledger, cost, now_ns)
 
@@ -188,6 +192,8 @@ class ExactRow:
         elif self.ledger is not None:
             self.ledger.take(cost, now_ns)
             self._alone_level += cost
+            if self.alone:
+                self.ungranted += cost
         else:
             self._overdraw_slow(cost)
             if not self.active:
@@ -261,6 +267,11 @@ class ExactRow:
         return max(0.0, rate - self._demand)
 
     @property
+    def unheard(self) -> bool:
+        """Whether the owner does not answer, and yet is not gone: there are no tokens here."""
+        return bool(self._silent_ns) and not self.alone and self._asks > 2 * _ASKS_MIN
+
+    @property
     def fetching(self) -> bool:
         """Whether an answer of the owner is on its way: a request that finds no token now is not
         refused for that, see `gateway.proxy.admission`."""
@@ -276,6 +287,7 @@ class ExactRow:
         if term > self.term:
             self._begin_term(term)
         self.alone = False
+        self.ungranted = 0
         self.lapse_ns = now_ns + LEASE_NS
         self._silent_ns = 0
         self._asks = 0
@@ -477,12 +489,15 @@ class ExactRow:
                 self._return_purse(now_ns)
         if self.wanting and self.waiting is None and now_ns - self.used_ns >= LEASE_NS:
             self.wanting = False
-        if (
-            not self.alone
-            and self._asks >= _ASKS_MIN
+        if self.ledger is not None or not self._silent_ns:
+            return
+        if self.alone:
+            self.alone = self.limit.may_work_alone(now_ns)
+        elif (
+            self._asks >= _ASKS_MIN
             and now_ns - self._silent_ns >= LEASE_NS
             and now_ns >= self.lapse_ns
-            and self.ledger is None
+            and self.limit.may_work_alone(now_ns)
         ):
             self._go_alone(now_ns)
 
@@ -527,6 +542,7 @@ class ExactRow:
             self._begin_term(0)
             self.account = None
             self.alone = False
+            self.ungranted = 0
             self.lapse_ns = 0
             self._silent_ns = self._asks = 0
             self._level = -1.0
@@ -541,5 +557,6 @@ class ExactRow:
         than was reserved for it. The owner hears of it as debt, and grants it afterwards."""
         if self.alone:
             self._alone_level += cost
+            self.ungranted += cost
         self.purse -= cost
         self.spent += cost

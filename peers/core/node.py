@@ -138,6 +138,7 @@ class Node:
         told of counters that nobody waits for (five of six datagrams under load).
         """
         self._now_ns = now_ns
+        self._counters.alive(now_ns)
         self.datagrams_received += 1
         self.bytes_received += len(data)
         fault = self._receiver.fault(data, source, DATAGRAM_BYTES_MAX)
@@ -158,6 +159,7 @@ class Node:
     def tick(self, now_ns: int) -> None:
         """Does what is due. A call at or after `next_wake_ns` also measures the driver's lag."""
         self._now_ns = now_ns
+        self._counters.alive(now_ns)
         if now_ns >= self._timer_ns:
             self._delay.lag_ns = now_ns - self._timer_ns
         config = self.config
@@ -538,7 +540,11 @@ class Node:
     def _retune(self) -> None:
         members = self._members
         surroundings = self._surroundings = Surroundings(
-            members.live_count, members.known_count, self._delay.p99_ns(), members.dead()
+            members.live_count,
+            members.known_count,
+            self._delay.p99_ns(),
+            members.dead(),
+            members.unheard(self._sessions, self._now_ns),
         )
         self._reach.look(self._now_ns)
         self._counters.retune(self._reach.counted(surroundings))

@@ -322,7 +322,7 @@ class ExactWindow(ExactLimit):
     def retune(self, surroundings: Surroundings, now_ns: int | None) -> None:
         """Recomputes what rows and ledgers read."""
         super().retune(surroundings, now_ns)
-        members, known, _, _ = surroundings
+        members, known, *_ = surroundings
         self.period_ns = self.rule.rate_period_ns  # part of the limit's identity
         self.memory_ns = self.period_ns
         part_ns = self.period_ns // _SERVES_PER_PERIOD

@@ -78,12 +78,14 @@ def limit_facts(given: dict[str, Any]) -> dict[str, Any]:
 
 
 class Surroundings(NamedTuple):
-    """What rows need to know of the mesh: n, members counted for a majority, D, and who is dead."""
+    """What rows need to know of the mesh: n, members counted for a majority, D, who is dead, and
+    who is live as others say while nothing of it is heard here."""
 
     members: int
     known: int
     delay_ns: int
     dead: frozenset[bytes] = frozenset()
+    unheard: frozenset[bytes] = frozenset()
 
 
 def aligned_end(near_ns: int, now_ns: int, period_ns: int, wall_offset_ns: int) -> int:
@@ -105,6 +107,8 @@ class Host(Protocol):
 
     chance: Chance
     joining: bool
+
+    def alive(self, now_ns: int) -> None: ...
 
     def make_row(self, limit: SharedTable[R], key: bytes, now_ns: int) -> R: ...
 
@@ -269,6 +273,9 @@ class SharedTable(RowTable[R]):
     def new_row(self, key: bytes, name: int, gen: int, now_ns: int) -> R:
         """A row as unused; `name` is its key on the wire."""
         raise NotImplementedError
+
+    def slept(self, now_ns: int) -> None:
+        """The process stood still: what it was told last is old."""
 
     def excess_bound(self) -> float:
         """How far all nodes together may go over the limit while all members hear each other."""

@@ -20,10 +20,12 @@ from peers.core.counters import MeshLimit
 from peers.core.events import (
     BreakerClosed,
     BreakerOpened,
+    MemberHeard,
     MemberJoined,
     MemberLeft,
     MemberRefused,
     MemberSuspected,
+    MemberUnheard,
     MemberUnreached,
     MeshFull,
     NameConflict,
@@ -191,16 +193,19 @@ def test_members_come_and_go(it: Harness) -> None:
         [
             MemberJoined("gw-1", ADDRESS),
             MemberSuspected("gw-1", ADDRESS),
+            MemberUnheard("gw-1", ADDRESS),
+            MemberHeard("gw-1", ADDRESS),
             MemberLeft("gw-1", ADDRESS, crashed=True),
             MemberLeft("gw-3", ADDRESS, crashed=False),
             NameConflict("gw-2", ADDRESS, refused=True),
         ]
     )
     assert [event for event, _ in it.logged] == [
-        "member joined", "member suspected", "member gone", "member left", "name taken",
+        "member joined", "member suspected", "member not heard here though others hear it",
+        "member heard again", "member gone", "member left", "name taken",
     ]  # fmt: skip
     assert it.logged[0][1] == {"member": "gw-1", "address": "10.0.0.2:7946"}
-    assert it.member_changes == 5
+    assert it.member_changes == 7
 
 
 def test_a_share_goes_by_the_names_of_live_members(it: Harness) -> None:

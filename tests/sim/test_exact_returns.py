@@ -146,8 +146,13 @@ def split_and_healed(seed: int, window: bool, watched: Watch, bound: Any) -> Non
         bench.run_for(3 * SECOND)
         bench.network.heal()
         bench.run_until(bench.meshed, 20 * SECOND)
-        # What was spent on both sides is no longer in any upstream's window or bucket.
+        # What was spent on both sides is no longer in any upstream's window or bucket, and those
+        # windows are the owner's again from one on that is used up.
         bench.run_for(1500 * MS)
+        if window:
+            row = clients[owner].row
+            bench.run_until(lambda row=row: row.level(bench.now_ns) >= RATE, 5 * SECOND)
+            del stamps[:]
         judged(bench, stamps, bound, window=window)
         begun_ns = bench.now_ns
         bench.run_for(5 * SECOND)
@@ -203,8 +208,30 @@ def idle_restarts(seed: int, window: bool, watched: Watch, bound: Any) -> None:
     assert len(stamps) - before >= 0.8 * 3 * RATE, f"seed {seed}"
 
 
+def cut_between_two(seed: int, window: bool, watched: Watch, bound: Any) -> None:
+    """A member and the owner do not hear each other, and the third both: the owner goes on granting
+    all there is, so the member has nothing, and says so."""
+    bench = watched(Simulation(3, seed, Network(loss=(0.0, 0.05)[seed % 2])))
+    clients, stamps = begun(bench, 3.0, window=window)
+    judged(bench, stamps, bound, window=window)
+    owner = owner_of(clients)
+    member = clients[(owner + 1) % 3]
+    bench.network.cut(clients[owner].sim.address, member.sim.address)
+    bench.run_for(5 * SECOND)
+    before, admitted = len(stamps), member.admitted
+    bench.run_for(3 * SECOND)
+    assert member.admitted == admitted, f"seed {seed}"
+    assert len(stamps) - before >= 0.85 * 3 * RATE, f"seed {seed}"
+    assert member.limit.stats()["unheard"] == 1
+    assert member.limit.stats()["alone"] == 0
+    bench.network.heal()
+    bench.run_for(4 * SECOND)
+    assert member.admitted > admitted, f"seed {seed}"
+    assert member.limit.stats()["unheard"] == 0
+
+
 @pytest.mark.parametrize("window", [False, True])
-@pytest.mark.parametrize("scenario", [split_and_healed, stopped, idle_restarts])
+@pytest.mark.parametrize("scenario", [split_and_healed, stopped, idle_restarts, cut_between_two])
 @pytest.mark.parametrize("seed", [1])
 def test_an_owner_that_comes_back_grants_nothing_twice(
     scenario: Any, seed: int, window: bool, watched: Watch, bound: Any
@@ -214,7 +241,7 @@ def test_an_owner_that_comes_back_grants_nothing_twice(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [False, True])
-@pytest.mark.parametrize("scenario", [split_and_healed, stopped, idle_restarts])
+@pytest.mark.parametrize("scenario", [split_and_healed, stopped, idle_restarts, cut_between_two])
 @pytest.mark.parametrize("seed", range(100, 140))
 def test_many_owners_come_back(
     scenario: Any, seed: int, window: bool, watched: Watch, bound: Any

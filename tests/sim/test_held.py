@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from peers.core.config import MS, SECOND
+from peers.core.events import MemberHeard, MemberUnheard
 from peers.core.held import HeldRow
 from peers.core.rows import ROOM
 from peers.simnet import Network, SimNode, Simulation
@@ -82,6 +83,11 @@ class Caller:
         if self.sim.node is not node:
             return
         self.next(node)
+        self.ask(node)
+
+    def ask(self, node: Any) -> None:
+        if self.sim.misses(self.ask, node):
+            return
         if self.rate:
             now_ns = self.bench.now_ns
             self.row.arrive(1, now_ns)
@@ -106,6 +112,10 @@ class Caller:
     def over(self, node: Any, row: HeldRow) -> None:
         if self.sim.node is node:  # those of a killed node ended with it
             self.origin.change(-1)
+            self.freed(node, row)
+
+    def freed(self, node: Any, row: HeldRow) -> None:
+        if not self.sim.misses(self.freed, node, row):
             row.give_back(1, self.bench.now_ns)
             self.serve()
             self.bench.after_step(self.sim)
@@ -130,6 +140,8 @@ class Caller:
             self.bench.at(wait_ns, self.retry, self.sim.node, self.retry_ns)
 
     def retry(self, node: Any, retry_ns: int) -> None:
+        if self.sim.misses(self.retry, node, retry_ns):
+            return
         if self.sim.node is node and self.retry_ns == retry_ns:
             self.serve()
             self.bench.after_step(self.sim)
@@ -309,6 +321,63 @@ def test_what_one_member_is_told_is_too_many_is_so_for_all(
     assert origin.most <= found + 1 + (2 if loss else 0), f"seed {seed}"
     bench.run_for((14 - found) * 10 * SECOND)
     assert {caller.row.limit.slots for caller in callers} == {14}, f"seed {seed}"
+
+
+def stopped_and_resumed(seed: int, watched: Watch) -> None:
+    """A node that does nothing for a while is gone to the others, who have its slots then; when it
+    goes on it takes none before it knows. What it held when it was stopped ends meanwhile."""
+    network = Network(loss=(0.0, 0.05, 0.2)[seed // 2 % 3])
+    bench = watched(Simulation(2 + seed % 3, seed, network))
+    callers, origin = begun(bench, 12, [200.0 / (2 + seed % 3)] * (2 + seed % 3), hold_ns=SECOND)
+    for number in (0, 1):
+        bench.stop(number)
+        bench.run_for((1500 + 700 * (seed % 6)) * MS)
+        bench.resume(number)
+        bench.run_until(bench.meshed, 20 * SECOND)
+        bench.run_for(4 * SECOND)
+    over = 0 if network.loss == 0.0 else 2
+    assert origin.most <= 12 + over, f"seed {seed}: {origin.most}"
+    assert busy(bench, origin, 2) >= 0.8 * 12, f"seed {seed}"
+    for caller in callers:
+        assert caller.row.used > 0, f"seed {seed}"
+
+
+def cut_between_two(seed: int, watched: Watch) -> None:
+    """Two that do not hear each other are both live, as the third says: each has an n-th."""
+    bench = watched(Simulation(3, seed))
+    callers, origin = begun(bench, 12, [80.0] * 3)
+    addresses = [sim.address for sim in bench.nodes]
+    bench.network.cut(addresses[0], addresses[1])
+    bench.run_for(3 * SECOND)  # nobody knows of it yet: the last words stand
+    assert origin.most <= 12 + 4, f"seed {seed}: {origin.most}"
+    origin.restart()
+    bench.run_for(6 * SECOND)
+    assert origin.most <= 12, f"seed {seed}: {origin.most}"
+    assert busy(bench, origin, 2) >= 0.8 * 12, f"seed {seed}"
+    assert callers[0].row.limit.excess_bound() == 4.0
+    assert callers[2].row.limit.excess_bound() == 0.0
+    bench.network.heal()
+    bench.run_for(4 * SECOND)
+    assert callers[0].row.limit.excess_bound() == 0.0
+    assert origin.most <= 12, f"seed {seed}: {origin.most}"
+    kinds = [type(event) for _, event in bench.nodes[0].events]
+    assert kinds.count(MemberUnheard) == kinds.count(MemberHeard) == 1
+
+
+@pytest.mark.parametrize("seed", [1, 6])
+def test_a_node_that_stood_still_takes_no_slot_of_others(seed: int, watched: Watch) -> None:
+    stopped_and_resumed(seed, watched)
+
+
+def test_a_cut_between_two_of_three_frees_no_slot(watched: Watch) -> None:
+    cut_between_two(1, watched)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 160))
+def test_many_stand_still_or_are_cut(seed: int, watched: Watch) -> None:
+    stopped_and_resumed(seed, watched)
+    cut_between_two(seed, watched)
 
 
 @pytest.mark.slow
