@@ -75,6 +75,7 @@ class LeaseDesk:
         self._alone_ns = now_ns + _ALONE_NS
         self._met_others = False
         self._witnesses = Witnesses(config, members, outbox, self._by_name, self._live, now_ns)
+        self._alive_ns = now_ns
         self._gen = 0
         # A term must not come again in a later life: a member may still speak of the one before.
         self._term = (members.me.boot << 16) & U63
@@ -197,6 +198,26 @@ class LeaseDesk:
         for row in self._rows.values():
             if row.waiting is not None:
                 self.changed(row)
+
+    def alive(self, now_ns: int) -> None:
+        """The node does something. Where it has not for a lease, it was stopped or its loop held
+        up: others may have taken it for dead and owned its keys meanwhile, unseen by it. It asks
+        them, as one that was just named."""
+        alive_ns, self._alive_ns = self._alive_ns, now_ns
+        if now_ns - alive_ns <= LEASE_NS or len(self._live) == 1:
+            return
+        self.version += 1
+        self.agreed_ns = None
+        self._hold_until_ns = now_ns + _HOLD_NS
+        self._stated.clear()
+        self._witnesses.slept(now_ns)
+        for limit in self._limits.values():
+            limit.version = self.version
+            for name in list(limit.ledgers):
+                ledger = limit.ledgers[name]
+                limit.retire_ledger(name, now_ns)
+                ledger.retired_ns = alive_ns
+        self._count_heard(now_ns)
 
     def view_frame(self) -> bytes:
         """What a node states in each heartbeat."""

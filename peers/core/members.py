@@ -30,7 +30,6 @@ __all__ = ["Departed", "Member", "MemberState", "Members", "Update"]
 # UNREACHED comes every 200 ms while it is so: ten of them are missed.
 _UNREACHED_NS = 2 * SECOND
 
-
 # A live member of which nothing came for so long, seven heartbeats and whatever else it says, is
 # unheard here. With the turn of retuning that is less than the three seconds for which its last
 # word about slots counts.

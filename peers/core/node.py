@@ -139,6 +139,7 @@ class Node:
         """
         self._now_ns = now_ns
         self._counters.alive(now_ns)
+        self._desk.alive(now_ns)
         self.datagrams_received += 1
         self.bytes_received += len(data)
         fault = self._receiver.fault(data, source, DATAGRAM_BYTES_MAX)
@@ -160,6 +161,7 @@ class Node:
         """Does what is due. A call at or after `next_wake_ns` also measures the driver's lag."""
         self._now_ns = now_ns
         self._counters.alive(now_ns)
+        self._desk.alive(now_ns)
         if now_ns >= self._timer_ns:
             self._delay.lag_ns = now_ns - self._timer_ns
         config = self.config
@@ -539,12 +541,9 @@ class Node:
 
     def _retune(self) -> None:
         members = self._members
+        unheard = members.unheard(self._sessions, self._now_ns)
         surroundings = self._surroundings = Surroundings(
-            members.live_count,
-            members.known_count,
-            self._delay.p99_ns(),
-            members.dead(),
-            members.unheard(self._sessions, self._now_ns),
+            members.live_count, members.known_count, self._delay.p99_ns(), members.dead(), unheard
         )
         self._reach.look(self._now_ns)
         self._counters.retune(self._reach.counted(surroundings))

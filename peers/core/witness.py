@@ -191,6 +191,10 @@ class Witnesses:
             inquiry.states.clear()
             inquiry.asked_ns = now_ns - SECOND
 
+    def slept(self, now_ns: int) -> None:
+        """What this node saw before now may not be all that was."""
+        self._past = Past(self._live, now_ns)
+
     # -- a new owner asks
 
     def inquire(self, limit: ExactLimit, ledger: Ledger) -> None:

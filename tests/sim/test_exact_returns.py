@@ -165,8 +165,9 @@ def split_and_healed(seed: int, window: bool, watched: Watch, bound: Any) -> Non
 
 
 def stopped(seed: int, window: bool, watched: Watch, bound: Any) -> None:
-    """An owner, then a member, does nothing for a while and goes on; the bound holds all along."""
-    bench = watched(Simulation(2 + seed % 3, seed, Network(loss=(0.0, 0.05, 0.2)[seed // 3 % 3])))
+    """An owner, then a member, does nothing for a while and goes on; the bound holds all along. Of
+    two the other one hears nobody, as in a partition, and has its n-th beside: not here."""
+    bench = watched(Simulation(3 + seed % 2, seed, Network(loss=(0.0, 0.05, 0.2)[seed // 3 % 3])))
     clients, stamps = begun(bench, 3.0, window=window)
     judged(bench, stamps, bound, window=window)
     owner = owner_of(clients)
@@ -232,7 +233,8 @@ def cut_between_two(seed: int, window: bool, watched: Watch, bound: Any) -> None
 
 @pytest.mark.parametrize("window", [False, True])
 @pytest.mark.parametrize("scenario", [split_and_healed, stopped, idle_restarts, cut_between_two])
-@pytest.mark.parametrize("seed", [1])
+# 8: an owner of a window stops for 2.9 s, and three others have a window of the key meanwhile.
+@pytest.mark.parametrize("seed", [8])
 def test_an_owner_that_comes_back_grants_nothing_twice(
     scenario: Any, seed: int, window: bool, watched: Watch, bound: Any
 ) -> None:
