@@ -151,7 +151,9 @@ def split_and_healed(seed: int, window: bool, watched: Watch, bound: Any) -> Non
         bench.run_for(1500 * MS)
         if window:
             row = clients[owner].row
-            bench.run_until(lambda row=row: row.level(bench.now_ns) >= RATE, 5 * SECOND)
+            bench.run_until(
+                lambda row=row: row.level(bench.now_ns) >= RATE and row.ledger.idle, 5 * SECOND
+            )
             del stamps[:]
         judged(bench, stamps, bound, window=window)
         begun_ns = bench.now_ns
