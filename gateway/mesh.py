@@ -110,6 +110,7 @@ def node_config(conf: Conf, place: Place | None = None) -> Config:
         advertise=told[place.number],
         join=(*join_addresses(conf), *(at for at in told if at != told[place.number])),
         keys=sealing_keys(conf) if mesh is not None else (place.key,),
+        kin=tuple(told),
     )
 
 

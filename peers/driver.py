@@ -283,7 +283,7 @@ class MeshDriver:
         pause_s = 1.0
         while True:
             found, failed = await self._resolve(names)
-            self.node.set_join_addresses(found, self._clock())
+            self.node.set_join_addresses(found, self._clock(), failed)
             self._flush_soon()
             if failed:
                 await asyncio.sleep(pause_s)
@@ -293,10 +293,10 @@ class MeshDriver:
             else:
                 return
 
-    async def _resolve(self, names: Iterable[Address]) -> tuple[list[Address], bool]:
+    async def _resolve(self, names: Iterable[Address]) -> tuple[list[Address], int]:
         loop = asyncio.get_running_loop()
         found: dict[Address, None] = {}
-        failed = False
+        failed = 0
         for name, port in names:
             group = name.startswith("dns:")
             try:
@@ -304,7 +304,7 @@ class MeshDriver:
                     name.removeprefix("dns:"), port, type=socket.SOCK_DGRAM
                 )
             except OSError:
-                failed = True
+                failed += 1
                 continue
             for info in infos if group else infos[:1]:
                 found[cast(Address, info[4][:2])] = None

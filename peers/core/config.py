@@ -25,7 +25,8 @@ class Config:
     `name` is unique in the cluster (1 to 64 bytes of UTF-8). `cluster` keys the names of counters
     on the wire and is no secret. `advertise` is the address that others send to, never a virtual
     one. `keys` are 32 bytes each: the first seals, all open, so that rotation needs no pause; none
-    only where `bind` is a loopback address.
+    only where `bind` is a loopback address. `kin` are the addresses of processes that start and end
+    with this one (workers of one host): they do not show that it reaches anybody.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Config:
     advertise: Address
     join: tuple[Address, ...] = ()
     keys: tuple[bytes, ...] = ()
+    kin: tuple[Address, ...] = ()
 
     # Full mesh: a contended key costs each member N-1 datagrams per cadence, 31 x 40/s at 32.
     members_max: int = 32

@@ -86,7 +86,7 @@ class Node:
         self._sessions = Sessions(chance.getrandbits(256).to_bytes(32, "big"))
         self._outbox = Outbox()
         self._members = Members(config, node, boot_ms, self._events, now_ns)
-        self._reach = Reach(self._members, events)
+        self._reach = Reach(config, self._members, events)
         self._delay = DelayMeter(config)
         self._surroundings = Surroundings(1, 1, self._delay.p99_ns())
         self._counters = Counters(config, chance, self._outbox, self._surroundings, now_ns)
@@ -125,9 +125,8 @@ class Node:
             self._demands,
             self._outbox,
         )
-        self.set_join_addresses(
-            [address for address in config.join if is_numeric(address[0])], now_ns
-        )
+        numeric = [address for address in config.join if is_numeric(address[0])]
+        self.set_join_addresses(numeric, now_ns, len(config.join) - len(numeric))
 
     # -- datagrams and time
 
@@ -245,9 +244,14 @@ class Node:
             leased.clear()
         return events
 
-    def set_join_addresses(self, addresses: Sequence[Address], now_ns: int) -> None:
-        """Numeric addresses to join: the driver resolves names and passes all results."""
+    def set_join_addresses(
+        self, addresses: Sequence[Address], now_ns: int, unresolved: int = 0
+    ) -> None:
+        """Numeric addresses to join: the driver resolves names and passes all results, and how
+        many names have none."""
         self._handshake.set_join(addresses, now_ns)
+        self._reach.set_join(addresses, unresolved)
+        self._retune()
         self._wake()
 
     def set_keys(self, keys: Sequence[bytes]) -> None:

@@ -278,9 +278,7 @@ def test_a_partition_in_halves(on_partition: str, watched: Watch) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_two_that_were_alone_meet(seed: int) -> None:
     """Each had all slots; together they come down to them as requests end, and stay there."""
-    bench = Simulation(2, seed)
-    addresses = [sim.address for sim in bench.nodes]
-    bench.network.partition(addresses[:1], addresses[1:])
+    bench = Simulation(2, seed, join=())  # nobody is to be missed
     bench.start()
     bench.run_for(2 * SECOND)
     origin = Origin(bench)
@@ -288,7 +286,8 @@ def test_two_that_were_alone_meet(seed: int) -> None:
         Caller(bench, sim, origin, 10, 200.0)
     bench.run_for(2 * SECOND)
     assert origin.most == 20
-    bench.network.heal()
+    bench.nodes[0].up.set_join_addresses([bench.nodes[1].address], bench.now_ns)
+    bench.after_step(bench.nodes[0])
     bench.run_until(bench.meshed, 5 * SECOND)
     bench.run_for(SECOND)
     assert busy(bench, origin, 2) >= 9

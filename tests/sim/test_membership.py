@@ -19,6 +19,7 @@ from peers.core.events import (
 )
 from peers.core.members import MemberState
 from peers.core.node import Node
+from peers.core.rows import ROOM
 from peers.simnet import Network, Simulation
 
 Watch = Callable[[Simulation], Simulation]
@@ -243,6 +244,67 @@ def test_behind_a_wrong_address_a_limit_is_kept_as_beyond_a_partition() -> None:
     assert wrong.limit(
         "y", name="y", rate_count=90, rate_period_ns=SECOND, burst=90
     ).rate == pytest.approx(30 / SECOND)
+
+
+def test_who_starts_cut_off_counts_whom_it_was_told_to_join() -> None:
+    bench = Simulation(3, 1)
+    bench.network.partition(*([sim.address] for sim in bench.nodes))
+    bench.start()
+    shared, closed = (
+        bench.nodes[0].up.limit(
+            conduct,
+            name="x",
+            rate_count=90,
+            rate_period_ns=SECOND,
+            burst=90,
+            on_partition=conduct,
+        )
+        for conduct in ("share", "closed")
+    )
+    row = closed.entry(b"", bench.now_ns)
+    for _ in range(100):
+        bench.run_for(100 * MS)
+        assert closed.closed
+        assert row.ask(1, bench.now_ns) != ROOM
+        assert shared.rate == pytest.approx(30 / SECOND)
+    bench.network.heal()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    assert not closed.closed
+    assert shared.rate == pytest.approx(90 / SECOND)
+    # Once it has met them, whom an operator forgets is forgotten.
+    bench.kill(1)
+    bench.kill(2)
+    bench.run_for(5 * SECOND)
+    assert closed.closed
+    node = bench.nodes[0].up
+    assert node.forget_member("node-1")
+    assert node.forget_member("node-2")
+    assert not closed.closed
+
+
+def test_workers_of_one_host_do_not_show_that_others_are_reached() -> None:
+    kin = tuple(("127.0.0.1", 7000 + number) for number in range(2))
+    bench = Simulation(4, 1, kin=kin)
+    bench.start(0, 1)
+    bench.run_until(bench.meshed, 10 * SECOND)
+    limit = bench.nodes[0].up.limit(
+        "x", name="x", rate_count=80, rate_period_ns=SECOND, burst=80, on_partition="closed"
+    )
+    assert limit.closed  # two of four
+
+
+def test_a_node_told_to_join_itself_only_is_whole() -> None:
+    bench = Simulation(1, 1, join=(("127.0.0.1", 7000),))
+    bench.start()
+    limit = bench.nodes[0].up.limit(
+        "x", name="x", rate_count=80, rate_period_ns=SECOND, burst=80, on_partition="closed"
+    )
+    assert not limit.closed
+    # A name that has no address yet is somebody.
+    bench.nodes[0].up.set_join_addresses([], bench.now_ns, 1)
+    assert limit.closed
+    bench.nodes[0].up.set_join_addresses([], bench.now_ns)
+    assert not limit.closed
 
 
 @pytest.mark.parametrize("seed", range(4))
