@@ -220,7 +220,7 @@ class ExactLimit(RowTable[ExactRow]):
             # What this node spent beside an owner that it does not hear; the next one hears of it.
             "excess_bound": float(max((row.ungranted for row in self._active), default=0)),
             "closed": self.closed,
-            "differs": self.effective != self.rule,
+            "differs": self.differs,
             "rows": len(self._rows),
             "active_rows": len(self._active),
             "owned": len(self.ledgers),

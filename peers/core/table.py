@@ -212,6 +212,11 @@ class RowTable(Generic[T]):
             self.peer_rules[node] = rule
         return True
 
+    @property
+    def differs(self) -> bool:
+        """Whether a member has other figures than this node: both of them know, whoever's rule."""
+        return any(rule != self.rule for rule in self.peer_rules.values())
+
     def _smallest_rule(self) -> Rule:
         """While members differ (a rolling reload) the smallest rate and burst rule."""
         rules = [self.announced, *self.peer_rules.values()]
@@ -288,7 +293,7 @@ class SharedTable(RowTable[R]):
             "burst": self.effective.burst,
             "excess_bound": self.excess_bound(),
             "cadence_ns": self.cadence_ns,
-            "differs": self.effective != self.announced,
+            "differs": self.differs,
             "rows": len(self._rows),
             "active_rows": len(self._active),
             "evicted": self.evicted,

@@ -117,6 +117,11 @@ class TestInForce:
         bench.counters.rules_heard(PEER, [(name, 600, 60 * SECOND, 7)])
         assert limit.effective.burst == 7
         assert limit.rate * SECOND == pytest.approx(10)
+        bench.counters.rules_heard(PEER, [(name, *RULE._replace(burst=RULE.burst + 1))])
+        assert limit.effective == RULE
+        assert limit.stats()["differs"]  # known to who has the smaller figures as well
+        bench.counters.rules_heard(PEER, [(name, *RULE)])
+        assert not limit.stats()["differs"]
         bench.counters.member_gone(PEER, left=False)
         assert limit.effective == RULE
 
