@@ -34,22 +34,25 @@ class Network:
     loss: float = 0.0
     duplicate: float = 0.0
     groups: dict[Address, int] = field(default_factory=dict)
-    cuts: set[frozenset[Address]] = field(default_factory=set)
+    cuts: set[tuple[Address, Address]] = field(default_factory=set)
 
     def partition(self, *groups: list[Address]) -> None:
         """Only members of one group reach each other until `heal`."""
         self.groups = {address: number for number, group in enumerate(groups) for address in group}
 
-    def cut(self, one: Address, other: Address) -> None:
-        """These two do not reach each other until `heal`; others reach both."""
-        self.cuts.add(frozenset((one, other)))
+    def cut(self, one: Address, other: Address, *, one_way: bool = False) -> None:
+        """These two do not reach each other until `heal` (`one_way`: the first not the other);
+        others reach both."""
+        self.cuts.add((one, other))
+        if not one_way:
+            self.cuts.add((other, one))
 
     def heal(self) -> None:
         self.groups = {}
         self.cuts.clear()
 
     def reaches(self, source: Address, target: Address) -> bool:
-        if self.cuts and frozenset((source, target)) in self.cuts:
+        if (source, target) in self.cuts:
             return False
         return self.groups.get(source) == self.groups.get(target)
 

@@ -82,7 +82,7 @@ MEMBER_ITEM = record(
         "node": _NODE,
         "name": text("The member's name."),
         "self": truth("Whether it is the node that tells."),
-        "state": text("alive, suspect, dead or left."),
+        "state": text("alive, unheard (alive as others say), suspect, dead or left."),
         "address": text("Where it is."),
         "heard_from": maybe(text("Where it speaks from, if it does not answer at its address.")),
         "rtt_ms": maybe(number("The last round trip; null: none measured.")),

@@ -55,7 +55,7 @@ SMALLEST = frozenset({"heard_ms", "rate_factor", "rate_in_force", "rtt_ms", "upt
 ALL_OF = frozenset({"ready", "reload_success", "up"})
 # Tables in lists are the same thing where these are equal.
 NAMES = ("name", "credential")
-BEST = {"alive": 3, "suspect": 2, "left": 1, "dead": 0}
+BEST = {"alive": 4, "unheard": 3, "suspect": 2, "left": 1, "dead": 0}
 
 
 def merged_document(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -358,7 +358,7 @@ def _mesh(document: dict[str, Any]) -> Iterator[Metric]:
     members = GaugeMetricFamily(
         "egressd_mesh_members", "Members that this node knows, itself included.", labels=("state",)
     )
-    by_state: dict[str, int] = {"alive": 0, "suspect": 0, "dead": 0, "left": 0}
+    by_state = dict.fromkeys(("alive", "unheard", "suspect", "dead", "left"), 0)
     rtt = GaugeMetricFamily(
         "egressd_mesh_rtt_seconds", "Last round trip to a member.", labels=("member",)
     )
@@ -390,7 +390,7 @@ def _mesh(document: dict[str, Any]) -> Iterator[Metric]:
             for unit, counter in to_member.items():
                 for direction in ("received", "sent"):
                     counter.add_metric((member["name"], direction), member[f"{unit}_{direction}"])
-        if member["loss"] is not None and member["state"] in ("alive", "suspect"):
+        if member["loss"] is not None and member["state"] in ("alive", "unheard", "suspect"):
             loss.add_metric((member["name"],), member["loss"])
         if member["rtt_ms"] is not None:
             rtt.add_metric((member["name"],), member["rtt_ms"] / 1000)

@@ -281,7 +281,9 @@ async def _members_seen(node: NodeChild) -> set[str]:
     except ClientError:
         return set()
     return {
-        member["name"] for member in document["members"] if member["state"] in ("alive", "suspect")
+        member["name"]
+        for member in document["members"]
+        if member["state"] in ("alive", "unheard", "suspect")
     }
 
 

@@ -73,7 +73,7 @@ class MeshLimit(SharedTable[MeshRow]):
         """Recomputes what rows read. MESH names in brackets."""
         self._surroundings = surroundings
         config = self._config
-        members, known, delay_ns, dead, _ = surroundings
+        members, known, delay_ns, dead, self.unheard, _ = surroundings
         effective = self.effective = self._smallest_rule()
         whole_rate = effective.rate * self._factor
         minority = members * 2 <= known
@@ -110,12 +110,14 @@ class MeshLimit(SharedTable[MeshRow]):
         self.demand_min = _DEMAND_TAIL * SECOND / self.demand_tau_ns
 
     def excess_bound(self) -> float:
-        """The most tokens over rate x w + burst in any window w while all members hear each
-        other: what B' adds to B, one token a member, and what a cold start showed."""
+        """The most tokens over rate x w + burst in any window w: what B' adds to B, one token a
+        member, and what a cold start showed. A live member that nothing is heard of may have
+        spent the rate, of which nobody here can say what was charged for it already."""
         burst = float(self.effective.burst)
         if self.members == 1:
             return 0.0
-        return max(0.0, self.effective_burst - burst) + self.members + 0.08 * burst
+        unknown = self.effective.rate * self._factor * self._surroundings.unheard_ns
+        return max(0.0, self.effective_burst - burst) + self.members + 0.08 * burst + unknown
 
     def stats(self) -> dict[str, Any]:
         """Figures for metrics; the rate in tokens a second, durations in nanoseconds."""

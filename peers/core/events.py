@@ -71,8 +71,9 @@ class Unreached(NamedTuple):
 
 
 class MemberUnheard(NamedTuple):
-    """A member is live, as others say, but nothing of it comes here: the way between the two is
-    cut. Exact limits whose keys it owns get nothing here, slots are an n-th."""
+    """A member is alive, as others say, but nothing of it itself comes here: the way between the
+    two is cut. What it counts comes by way of others; exact limits whose keys it owns get nothing
+    here."""
 
     name: str
     address: Address

@@ -39,7 +39,8 @@ def member_figures(
         "name": member.name,
         "address": member.address,
         "heard_from": member.heard_from,
-        "state": member.state.name.lower(),
+        # As others say it is alive; nothing of it comes here.
+        "state": "unheard" if member.live and member.cut else member.state.name.lower(),
         "incarnation": member.incarnation,
         "boot_ms": member.boot,
         "self": own,

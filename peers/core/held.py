@@ -448,7 +448,7 @@ class HeldLimit(SharedTable[HeldRow]):
     def retune(self, surroundings: Surroundings) -> None:
         """Recomputes what rows read: membership, the delay or the configuration changed."""
         self._surroundings = surroundings
-        members, known, delay_ns, _, self.unheard = surroundings
+        members, known, delay_ns, _, self.unheard, _ = surroundings
         self.effective = self._smallest_rule()
         whole = self.effective.burst
         minority = members * 2 <= known

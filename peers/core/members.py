@@ -11,17 +11,14 @@ import enum
 from typing import NamedTuple
 
 from peers.core.broadcast import Broadcasts, retransmits
-from peers.core.config import MS, SECOND, Config
+from peers.core.config import SECOND, Config
 from peers.core.events import (
     Address,
     Event,
-    MemberHeard,
     MemberJoined,
     MemberLeft,
     MemberSuspected,
-    MemberUnheard,
 )
-from peers.core.sessions import Sessions
 from peers.core.suspicion import Suspicion
 from peers.core.wire import U32, pack
 
@@ -29,13 +26,6 @@ __all__ = ["Departed", "Member", "MemberState", "Members", "Update"]
 
 # UNREACHED comes every 200 ms while it is so: ten of them are missed.
 _UNREACHED_NS = 2 * SECOND
-
-# A live member of which nothing came for so long, seven heartbeats and whatever else it says, is
-# unheard here. With the turn of retuning that is less than the three seconds for which its last
-# word about slots counts.
-_UNHEARD_NS = 1500 * MS
-# For an operator to hear of it: whoever was killed is dead before that.
-_CUT_NS = 4 * SECOND
 
 
 class MemberState(enum.IntEnum):
@@ -94,7 +84,7 @@ class Member:
         self.unanswered = 0.0
         self.reached = False
         self.heard_from: Address | None = None
-        self.cut = False  # live, but nothing of it comes here
+        self.cut = False  # alive, but nothing of it comes here: the operator was told
 
     def answered(self) -> None:
         """A probe reached it where it advertises to be."""
@@ -209,21 +199,6 @@ class Members:
         if member is not None and member.live:
             update = member.update()._replace(state=int(MemberState.SUSPECT))
             self.merge(update, self.me.node, now_ns)
-
-    def unheard(self, sessions: Sessions, now_ns: int) -> frozenset[bytes]:
-        """Who is live although nothing of it comes here: others hear it, or it is about to die."""
-        unheard = []
-        for member in self.live:
-            session = sessions.get(member.node)
-            heard_ns = session.heard_ns if session is not None else member.changed_ns
-            if now_ns - heard_ns >= _UNHEARD_NS:
-                unheard.append(member.node)
-            cut = now_ns - heard_ns >= _CUT_NS
-            if cut != member.cut:
-                member.cut = cut
-                kind = MemberUnheard if cut else MemberHeard
-                self._events.append(kind(member.name, member.address))
-        return frozenset(unheard)
 
     def leave(self) -> Update:
         """This member goes; returns the update that says so."""

@@ -32,6 +32,7 @@ from peers.core.probe import Prober
 from peers.core.quotas import ExactWindow
 from peers.core.reach import Reach
 from peers.core.receiver import Receiver
+from peers.core.relays import Relays
 from peers.core.sessions import Sessions
 from peers.core.snapshot import Snapshots
 from peers.core.table import SharedTable, checked_quota, checked_rule, limit_facts
@@ -104,6 +105,9 @@ class Node:
         self._snapshots = Snapshots(
             self._members, self._counters, self._breakers, self._seal, chance
         )
+        self._relays = Relays(
+            config, self._members, self._sessions, self._counters, self._outbox, chance, events
+        )
         self._version = 0
         self._heartbeat_ns = now_ns
         self._sync_ns = now_ns + config.members_sync_interval_ns
@@ -123,6 +127,7 @@ class Node:
             self._breakers,
             self._desk,
             self._demands,
+            self._relays,
             self._outbox,
         )
         numeric = [address for address in config.join if is_numeric(address[0])]
@@ -171,6 +176,7 @@ class Node:
         if now_ns >= self._heartbeat_ns:
             self._heartbeat_ns = now_ns + config.heartbeat_interval_ns
             self._heartbeat(now_ns)
+            self._relays.tick(now_ns)
         if now_ns >= self._sync_ns:
             self._sync_ns = now_ns + config.members_sync_interval_ns
             for member in sample(self._chance, self._members.live, 1):
@@ -545,9 +551,8 @@ class Node:
 
     def _retune(self) -> None:
         members = self._members
-        unheard = members.unheard(self._sessions, self._now_ns)
-        surroundings = self._surroundings = Surroundings(
-            members.live_count, members.known_count, self._delay.p99_ns(), members.dead(), unheard
+        surroundings = self._surroundings = self._relays.counted(
+            members.live_count, members.known_count, self._delay.p99_ns(), members.dead()
         )
         self._reach.look(self._now_ns)
         self._counters.retune(self._reach.counted(surroundings))
@@ -581,6 +586,7 @@ class Node:
             "entries_received": self._counters.entries_received,
             "entries_sent": self._counters.entries_sent,
             "entries_deferred": self._counters.deferred,
+            "frames_relayed": self._relays.forwarded,
             "rows": self._counters.rows_count,
             "strays": self._counters.strays_count,
             "breakers": len(self._breakers),

@@ -22,6 +22,7 @@ from peers.core.keyring import SALT_AT, SEQ_AT, Keyring, Opened
 from peers.core.members import Member, Members, Update
 from peers.core.outbox import Outbox
 from peers.core.probe import Prober
+from peers.core.relays import Relays
 from peers.core.sessions import ReplayWindow, Sessions
 from peers.core.wire import ENTRY_KINDS, Frame, Kind, Payload, unpack
 
@@ -61,6 +62,7 @@ class Receiver:
         breakers: Breakers,
         desk: LeaseDesk,
         demands: Demands,
+        relays: Relays,
         outbox: Outbox,
     ) -> None:
         self._label = label
@@ -73,6 +75,7 @@ class Receiver:
         self._breakers = breakers
         self._desk = desk
         self._demands = demands
+        self._relays = relays
         self._outbox = outbox
         self._loopback: dict[str, bool] = {}
         self._windows: OrderedDict[bytes, ReplayWindow] = OrderedDict()  # by the sender's salt
@@ -103,6 +106,8 @@ class Receiver:
             Kind.DEMANDS: self._on_demands,
             Kind.UNREACHED: self._on_unreached,
             Kind.FULL: self._on_full,
+            Kind.RELAY_ASK: self._on_relay_ask,
+            Kind.RELAYED: self._on_relayed,
         }
 
     def open(self, data: bytes, source: Address, bytes_max: int) -> tuple[Opened, Payload]:
@@ -209,10 +214,22 @@ class Receiver:
 
     def _on_heartbeat(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._breakers.digest_heard(origin.node, frame[1], now_ns)
+        if origin.node in self._relays.wanted:
+            self._relays.forward(*origin[1:4], Kind.HEARTBEAT, (), now_ns)
 
     def _on_entries(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         _, node, boot, seq, _ = origin
         self._counters.entries_heard(frame[0], node, boot, seq, frame[1:], now_ns)
+        if node in self._relays.wanted:
+            self._relays.forward(node, boot, seq, frame[0], frame[1:], now_ns)
+
+    def _on_relay_ask(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        if origin.member is not None:
+            self._relays.asked(origin.node, frame[1:], now_ns)
+
+    def _on_relayed(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
+        _, node, boot, seq, kind, *entries = frame
+        self._relays.relayed_heard(node, boot, seq, kind, entries, now_ns)
 
     def _on_limits(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         self._counters.rules_heard(origin.node, frame[1:])

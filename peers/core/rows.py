@@ -483,7 +483,8 @@ class MeshRow(Row):
 
     def _charge_silent_slow(self, elapsed_ns: int, now_ns: int) -> None:
         """Silence means: goes on as before. Without it a 20 s partition costs 1,939 tokens over
-        instead of 55. After silence_max a peer is forgotten. Where this side of a partition works
+        instead of 55. After silence_max a peer is forgotten, unless it is a live member of which
+        nothing at all is heard: that goes on. Where this side of a partition works
         at its share of the rate, the far side's spending is in the rest: it is not charged too,
         nor debt afterwards.
 
@@ -501,7 +502,7 @@ class MeshRow(Row):
                 first_ns = heard_ns
             silent_ns = now_ns - heard_ns
             if silent_ns > limit.silence_min_ns:
-                if silent_ns >= limit.silence_max_ns:
+                if silent_ns >= limit.silence_max_ns and node not in limit.unheard:
                     gone = [*(gone or ()), node]
                     continue
                 if node in limit.excused:

@@ -78,14 +78,15 @@ def limit_facts(given: dict[str, Any]) -> dict[str, Any]:
 
 
 class Surroundings(NamedTuple):
-    """What rows need to know of the mesh: n, members counted for a majority, D, who is dead, and
-    who is live as others say while nothing of it is heard here."""
+    """What rows need to know of the mesh: n, members counted for a majority, D, who is dead, which
+    live members nothing is heard of by any way, and how long not, all together."""
 
     members: int
     known: int
     delay_ns: int
     dead: frozenset[bytes] = frozenset()
     unheard: frozenset[bytes] = frozenset()
+    unheard_ns: int = 0
 
 
 def aligned_end(near_ns: int, now_ns: int, period_ns: int, wall_offset_ns: int) -> int:

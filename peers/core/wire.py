@@ -100,6 +100,8 @@ class Kind(enum.IntEnum):
     LEDGER_LEGACY = 27  # [(total, key, limit, stamp, level_16, lease_ms, left_ms)...]
     UNREACHED = 28  # [host, port]
     FULL = 29  # [boot]
+    RELAY_ASK = 30  # [(node,)...]
+    RELAYED = 31  # [node, boot, seq, kind, an item of that kind...]
 
 
 # The kinds whose items are entries of counters.
@@ -173,7 +175,9 @@ _SHAPES: dict[int, tuple[tuple[_Field, ...], tuple[_Field, ...] | None]] = {
     Kind.LEDGER_LEGACY: ((), _LEGACY),
     Kind.UNREACHED: ((_HOST, _PORT), None),
     Kind.FULL: ((_U63,), None),
+    Kind.RELAY_ASK: ((), (_NODE,)),
 }
+_RELAYED: tuple[_Field, ...] = (_NODE, _U63, _U64, (int, 0, 127))
 
 _TUPLES: Final = {tuple}
 _SEVEN: Final = {7}
@@ -230,6 +234,9 @@ def unpack(payload: bytes) -> Payload:
             raise DropError(Drop.GARBAGE)
         if frame[0] == Kind.COUNTERS:
             _check_counters(frame)
+        elif frame[0] == Kind.RELAYED:
+            if not _is_relayed(frame):
+                continue
         elif (shape := _SHAPES.get(frame[0])) is not None:
             _check_frame(frame, *shape)
             _check_hosts(frame)
@@ -278,6 +285,22 @@ def _check_frame(
     _check(frame[1:count], fields)
     for item in frame[count:]:
         _check(item, items)
+
+
+def _is_relayed(frame: Frame) -> bool:
+    """Whether the kind within is one that may be relayed; it is checked as if it came by itself. A
+    heartbeat has no items here."""
+    _check(frame[1:5], _RELAYED)
+    kind = frame[4]
+    if kind == Kind.COUNTERS:
+        _check_counters(frame[4:])
+    elif kind in ENTRY_KINDS:
+        _check_frame(frame[4:], *_SHAPES[kind])
+    elif kind == Kind.HEARTBEAT:
+        _check(frame[5:], ())
+    else:
+        return False
+    return True
 
 
 def _check_hosts(frame: Frame) -> None:

@@ -96,7 +96,9 @@ def test_the_fields_of_each_kind_are_the_codes() -> None:
             tuple(shape(kind, name) for name in once),
             None if items is None else tuple(shape(kind, name) for name in items),
         )
-        if kind != Kind.COUNTERS:  # written out in the code; its bounds are tried in test_wire
+        if kind == Kind.RELAYED:
+            assert told == (wire._RELAYED, None)
+        elif kind != Kind.COUNTERS:  # written out in the code; its bounds are tried in test_wire
             assert told == wire._SHAPES[kind], kind.name
         else:
             assert [bits[name] for name in items or ()] == [64, 32, 63, 63, 32, 32, 63]
@@ -109,9 +111,9 @@ def test_numbers_are_never_used_again() -> None:
         "COUNTERS", "LIMITS", "BREAKERS", "BREAKER_PULL", "CLAIM", "SNAPSHOT_REQUEST",
         "SNAPSHOT_PART", "WINDOWS", "HELD", "LEASE_ASK", "LEASE_GRANT", "LEASE_VIEW", "ADVERTISED",
         "DEMANDS", "QUOTA_ASK", "QUOTA_GRANT", "LEDGER_ASK", "LEDGER_STATE", "LEDGER_LEGACY",
-        "UNREACHED", "FULL",
+        "UNREACHED", "FULL", "RELAY_ASK", "RELAYED",
     ]  # fmt: skip
-    assert list(Kind) == list(range(1, 30))
+    assert list(Kind) == list(range(1, 32))
 
 
 def test_states_reasons_and_limits_are_the_codes() -> None:

@@ -5,12 +5,12 @@ import { grouped } from "./history.js";
 
 const EVENTS_SHOWN = 60;
 const SILENT_MS = 5000; // a member that is not heard for so long is worth a look
-const STATES = { alive: "good", suspect: "warn", dead: "bad", left: "calm" };
+const STATES = { alive: "good", unheard: "warn", suspect: "warn", dead: "bad", left: "calm" };
 const LEVELS = { info: "calm", warning: "warn", error: "bad" };
 
 /** Each member as whoever knows it best sees it: workers of one node all tell of all. */
 export function membersOf(snapshot) {
-  const rank = { alive: 3, suspect: 2, left: 1, dead: 0 };
+  const rank = { alive: 4, unheard: 3, suspect: 2, left: 1, dead: 0 };
   const groups = grouped(snapshot.members, (one) => one.name);
   return [...groups.values()].map((group) =>
     group.reduce((one, other) => {

@@ -147,6 +147,13 @@ class TestInForce:
         assert Bench(1).limit().excess_bound() == 0.0
         assert Bench(8).limit().excess_bound() == pytest.approx(8 + 8)
 
+    def test_a_live_member_of_which_nothing_is_heard_may_have_spent_the_rate(self) -> None:
+        limit = Bench(8).limit()
+        limit.retune(Surroundings(8, 8, DELAY, unheard=frozenset({PEER}), unheard_ns=7 * SECOND))
+        assert limit.excess_bound() == pytest.approx(8 + 8 + 700)
+        limit.retune(Surroundings(8, 8, DELAY))
+        assert limit.excess_bound() == pytest.approx(8 + 8)
+
 
 class TestTable:
     def test_the_least_recently_used_goes_first_never_one_that_is_waited_for(self) -> None:

@@ -53,6 +53,11 @@ GOOD = [
     (Kind.QUOTA_GRANT, (1, 2, 1 << 62, 1000, 160, 9950, 1 << 40, 60_000, 0)),
     (Kind.LEDGER_ASK, (0xFFFFFFFFFFFFFFFF, 7, 1 << 40)),
     (Kind.LEDGER_STATE, (0xFFFFFFFFFFFFFFFF, 7, 1 << 40, 3, 160, 3_000, 3_600_000)),
+    (Kind.RELAY_ASK, (b"abcdefgh",)),
+    (Kind.RELAYED, b"abcdefgh", 1 << 60, 1 << 40, Kind.HEARTBEAT),
+    (Kind.RELAYED, b"abcdefgh", 1, 2, Kind.COUNTERS, ENTRY, ENTRY),
+    (Kind.RELAYED, b"abcdefgh", 1, 2, Kind.WINDOWS, WINDOW),
+    (Kind.RELAYED, b"abcdefgh", 1, 2, Kind.HELD, HELD),
     (Kind.LEDGER_LEGACY, (2, 0xFFFFFFFFFFFFFFFF, 7, 0, 160, 0, 3_600_000), (0,) * 7),
     (Kind.UNREACHED, "10.0.0.1", 7946),
     (Kind.FULL, 1_700_000_000_000),
@@ -61,7 +66,7 @@ GOOD = [
 ITEMS_ONLY = (
     Kind.COUNTERS, Kind.LIMITS, Kind.BREAKERS, Kind.MEMBERS, Kind.LEASE_ASK, Kind.LEASE_GRANT,
     Kind.ADVERTISED, Kind.WINDOWS, Kind.HELD, Kind.DEMANDS, Kind.QUOTA_ASK, Kind.QUOTA_GRANT,
-    Kind.LEDGER_ASK, Kind.LEDGER_STATE, Kind.LEDGER_LEGACY,
+    Kind.LEDGER_ASK, Kind.LEDGER_STATE, Kind.LEDGER_LEGACY, Kind.RELAY_ASK, Kind.RELAYED,
 )  # fmt: skip
 
 
@@ -82,6 +87,23 @@ def test_a_frame_comes_back_as_it_was(frame: tuple[object, ...]) -> None:
 
 def test_all_kinds_are_tried_here() -> None:
     assert {frame[0] for frame in GOOD} == set(Kind)
+
+
+@pytest.mark.parametrize("frame", [
+    (Kind.RELAYED, b"abcdefgh", 1, 2),
+    (Kind.RELAYED, b"abcdefgh", 1, 2, Kind.HEARTBEAT, ENTRY),
+    (Kind.RELAYED, b"abcdefgh", 1, 2, Kind.COUNTERS, HELD),
+    (Kind.RELAYED, b"abcdefgh", 1, 2, Kind.WINDOWS, ENTRY),
+    (Kind.RELAYED, b"abcdefgh", 1, 2, Kind.HELD, ENTRY),
+])  # fmt: skip
+def test_what_is_relayed_is_checked_as_if_it_came_by_itself(frame: tuple[object, ...]) -> None:
+    assert refusal(payload(frame)) == Drop.GARBAGE
+
+
+@pytest.mark.parametrize("kind", [Kind.LIMITS, Kind.RELAYED, max(Kind) + 1])
+def test_what_is_not_relayed_yet_is_skipped(kind: int) -> None:
+    relayed = (Kind.RELAYED, b"abcdefgh", 1, 2, kind, "anything")
+    assert wire.unpack(payload(relayed, (Kind.ACK, 5))).frames == [(Kind.ACK, 5)]
 
 
 def test_several_frames_keep_their_order() -> None:
