@@ -19,7 +19,7 @@ from peers.core.events import Address
 from peers.core.gossip import Counters
 from peers.core.handshake import Handshake, members_frames
 from peers.core.keyring import SALT_AT, SEQ_AT, Keyring, Opened
-from peers.core.members import Member, Members, Update
+from peers.core.members import Member, Members, MemberState, Update
 from peers.core.outbox import Outbox
 from peers.core.probe import Prober
 from peers.core.relays import Relays
@@ -207,7 +207,14 @@ class Receiver:
 
     def _on_members(self, frame: Frame, origin: _Origin, now_ns: int) -> None:
         for item in frame[2:]:
-            self._members.merge(Update(*item), origin.node, now_ns)
+            update = Update(*item)
+            if update.state == MemberState.DEAD and self._relays.lately_heard(
+                update.node, update.boot, now_ns
+            ):
+                # What it said just now is newer than the rumour. As a suspect it hears of it,
+                # and says so itself with a greater incarnation.
+                update = update._replace(state=int(MemberState.SUSPECT))
+            self._members.merge(update, origin.node, now_ns)
         if frame[1] and origin.member is not None:
             for reply in members_frames(self._members, want=False):
                 self._outbox.send(origin.member.address, reply)

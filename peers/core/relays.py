@@ -116,10 +116,14 @@ class Relays:
         delay_ns *= 2 if self._relayed else 1
         return Surroundings(members, known, delay_ns, dead, self._unheard, self._unheard_ns)
 
-    def lately_heard(self, node: bytes, now_ns: int) -> bool:
-        """Whether this member itself was heard within two heartbeats: it is no dead one."""
+    def lately_heard(self, node: bytes, boot: int, now_ns: int) -> bool:
+        """Whether this life of a live member was heard within two heartbeats, and has answered at
+        its address: it is not dead."""
         session = self._sessions.get(node)
-        return session is not None and now_ns - session.heard_ns <= 2 * self._beat_ns
+        member = self._members.get(node)
+        if session is None or session.boot != boot or member is None or not member.live:
+            return False
+        return member.reached and now_ns - session.heard_ns <= 2 * self._beat_ns
 
     def relayed_heard(
         self, node: bytes, boot: int, seq: int, kind: int, entries: Sequence[Any], now_ns: int

@@ -109,6 +109,25 @@ def test_a_partition_heals_by_itself(seed: int, watched: Watch) -> None:
     assert bench.run_until(bench.meshed, 10 * SECOND) <= 3 * SECOND, f"seed {seed}"
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_minority_that_is_back_buries_nobody(seed: int, watched: Watch) -> None:
+    """It takes all others for dead, and they hear each other: to no one of them is another gone."""
+    bench = watched(Simulation(3 + seed % 3, seed))
+    bench.start()
+    bench.run_until(bench.meshed, 10 * SECOND)
+    addresses = [sim.address for sim in bench.nodes]
+    bench.network.partition(addresses[:1], addresses[1:])
+    bench.run_for(10 * SECOND)
+    healed_ns = bench.now_ns
+    bench.network.heal()
+    assert bench.run_until(bench.meshed, 10 * SECOND) <= 3 * SECOND, f"seed {seed}"
+    bench.run_for(3 * SECOND)
+    assert bench.meshed(), f"seed {seed}"
+    for sim in bench.nodes[1:]:
+        after = [event for at_ns, event in sim.events if at_ns >= healed_ns]
+        assert not [event for event in after if isinstance(event, MemberLeft)], f"seed {seed}"
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_one_way_loss_at_a_single_node_kills_nobody_else(seed: int, watched: Watch) -> None:
     """A member that hears nothing suspects everybody; they say otherwise."""
