@@ -234,6 +234,8 @@ def _check_target(path: str | None) -> None:
     """Raises Refusal before minutes are spent on a figure that could not be drawn."""
     if path is None:
         return
+    if Path(path).suffix.lower() != ".png":
+        raise Refusal(f"{path}: the figure is a PNG, so its name must end in .png")
     _figure_class()
     folder = Path(path).absolute().parent
     if not folder.is_dir():

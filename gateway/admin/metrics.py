@@ -254,7 +254,10 @@ def _limits(upstreams: dict[str, Any]) -> Iterator[Metric]:
         for limit in figures["limits"]:
             values = (upstream, limit["name"])
             taken.add_metric((*values, "self"), limit["admitted_own"])
-            taken.add_metric((*values, "mesh"), limit["admitted_mesh"])
+            if limit["sync"] == "mesh" and limit["slots_in_force"] is None:
+                # Of a lease only the key's owner is told, and of slots only how many are held: what
+                # others took is not known here, and the own count in its place would be a lie.
+                taken.add_metric((*values, "mesh"), limit["admitted_mesh"])
             if limit["rate_in_force"] is not None:
                 rate.add_metric(values, limit["rate_in_force"])
             excess.add_metric(values, limit["excess_bound"])

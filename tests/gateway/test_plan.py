@@ -114,6 +114,7 @@ def test_garbage_is_wrong_usage_and_says_what_is_allowed(
     [
         (("--rate", "90000", "--seconds", "3600"), f"at most {ARRIVALS_MAX:,}"),
         (("--burst", "1000000", "--nodes", "32", "--load", "cold"), f"at most {ARRIVALS_MAX:,}"),
+        (("--plot", "figure.txt"), "must end in .png"),
         (("--plot", "/nowhere/at/all.png"), "there is no folder"),
         (("--nodes", "2", "--loss", "0.9", "--seed", "1"), "did not find each other"),
     ],
