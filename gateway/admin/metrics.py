@@ -289,7 +289,8 @@ def _levels(upstreams: dict[str, Any]) -> Iterator[Metric]:
         for limit in figures["limits"]:
             values = (upstream, limit["name"])
             smooth = limit["algorithm"] == "smooth"
-            holds = limit["burst"] if smooth else limit["slots_in_force"] or limit["quota"]
+            # A node's share of slots may be none for a moment.
+            holds = limit["burst"] if smooth else limit["slots_in_force"] or limit["quota"] or 1
             level.add_metric(values, limit["level"])
             fill.add_metric(values, limit["level"] / holds)
             burst.add_metric(values, limit["burst"])
@@ -311,7 +312,7 @@ def _upstreams_word(upstreams: dict[str, Any]) -> Iterator[Metric]:
     )
     slots = GaugeMetricFamily(
         "egressd_limit_slots",
-        "In-flight slots of this node now: fewer for a while after they were too many.",
+        "In-flight slots of this node now: its share of what all may hold.",
         labels=labels,
     )
     for upstream, figures in upstreams.items():

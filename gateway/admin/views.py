@@ -424,7 +424,10 @@ def _rows(limit: Any, rows_max: int, now_ns: int) -> dict[str, Any]:
         "differs": shared.get("differs", False),
         "excess_bound": round(shared.get("excess_bound", 0.0), 3),
         "rate_in_force": _rate_in_force(limit),
-        "slots_in_force": getattr(limit, "slots", None),
+        # Of slots that the whole mesh shares it is this node's part.
+        "slots_in_force": limit.slots_here()
+        if hasattr(limit, "slots_here")
+        else getattr(limit, "slots", None),
     }
 
 

@@ -341,6 +341,16 @@ class HeldRow(Row):
         return 0.0
 
     @property
+    def cap(self) -> int:
+        """The slots that this node may hold now."""
+        return self._cap
+
+    @property
+    def reckoned(self) -> bool:
+        """Whether `cap` was ever worked out."""
+        return bool(self._caps)
+
+    @property
     def mesh_count(self) -> int:
         """Slots ever taken here: what others took is not told."""
         return self.own
@@ -516,6 +526,14 @@ class HeldLimit(SharedTable[HeldRow]):
 
     def new_row(self, key: bytes, name: int, gen: int, now_ns: int) -> HeldRow:
         return HeldRow(self, key, name, gen, now_ns)
+
+    def slots_here(self) -> int:
+        """This node's share of the slots, of the key that was used last; an equal part where there
+        is none yet."""
+        for row in self.recent_rows(1):
+            if row.reckoned:
+                return row.cap
+        return self.slots // self.members
 
     def remaining(self, row: HeldRow, now_ns: int) -> tuple[int, int]:
         """(slots free for this node now, one second where some are held: nobody knows when)."""

@@ -387,3 +387,27 @@ def test_many_stand_still_or_are_cut(seed: int, watched: Watch) -> None:
 @pytest.mark.parametrize("seed", range(1000, 1400))
 def test_many_seeds(seed: int, watched: Watch) -> None:
     test_overload_fills_the_slots_and_no_more(seed, watched)
+
+
+def test_what_nodes_call_their_slots_is_no_more_than_there_are() -> None:
+    """As shown to the operator: a part each, the greater where requests are."""
+    bench = Simulation(4, 1)
+    bench.start()
+    bench.run_until(bench.meshed, 60 * SECOND)
+    bench.run_for(2 * SECOND)
+    limits = [sim.up.held_limit("shown", name="shown", slots=20) for sim in bench.nodes]
+    assert [limit.slots_here() for limit in limits] == [5, 5, 5, 5]
+    rows = [limit.entry(b"", bench.now_ns) for limit in limits]
+    for _ in range(100):
+        for row, wanted in zip(rows, (18, 12, 0, 0), strict=True):
+            if row.used < wanted and row.ask(1, bench.now_ns) == ROOM:
+                row.take(1, bench.now_ns)
+            if wanted > row.used:
+                row.arrive(1, bench.now_ns)
+        for sim in bench.nodes:
+            bench.after_step(sim)
+        bench.run_for(50 * MS)
+    shares = [limit.slots_here() for limit in limits]
+    assert sum(shares) <= 20
+    assert shares[0] > shares[2]
+    assert shares[0] >= rows[0].used
