@@ -147,6 +147,16 @@ class Counters:
     def strays_count(self) -> int:
         return len(self._strays)
 
+    def figures(self) -> dict[str, int]:
+        """Counts for metrics, since the start, and what is kept now."""
+        return {
+            "entries_received": self.entries_received,
+            "entries_sent": self.entries_sent,
+            "entries_deferred": self.deferred,
+            "rows": self.rows_count,
+            "strays": self.strays_count,
+        }
+
     # -- what limits ask of their host
 
     def alive(self, now_ns: int) -> None:
