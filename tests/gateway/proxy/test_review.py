@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import struct
+import threading
 import time
 
 import pytest
@@ -282,8 +283,17 @@ def test_a_client_that_reads_no_answers_is_closed_in_time(make, monkeypatch) -> 
 def test_a_slow_reader_gets_the_end_of_a_last_answer(make, monkeypatch) -> None:
     """Lingering is for what the client may still send, not a deadline for what it is sent."""
     monkeypatch.setattr(downstream, "LINGER_TIMEOUT_NS", SECOND // 5)
-    size = 1 << 20
-    gateway, _ = make(answer(body=bytes(size)))
+    size, last = 1 << 20, 60_000  # less than what stops the reading of more: the exchange ends
+    release = threading.Event()
+
+    async def script(connection, request) -> bool:
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        await connection.send(bytes(size - last))
+        await trio.to_thread.run_sync(release.wait, 10.0)
+        await connection.send(bytes(last))
+        return True
+
+    gateway, _ = make(script)
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.settimeout(10)
@@ -294,8 +304,10 @@ def test_a_slow_reader_gets_the_end_of_a_last_answer(make, monkeypatch) -> None:
         gateway.call(lambda: accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096))
         sock.sendall(GET[:-2] + b"Connection: close\r\n\r\n")
         received = 0
-        while gateway.call(lambda: connection.exchange is not None) or not received:
+        while received < size - last:
             received += len(sock.recv(8192))
+        release.set()
+        gateway.until(lambda: connection.exchange is None)
         assert gateway.call(connection.transport.get_write_buffer_size) > 20_000
         for _ in range(8):
             time.sleep(0.1)
