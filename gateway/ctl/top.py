@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import select
+import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.clock import SECOND
@@ -196,7 +197,11 @@ def play(admin: Admin, console: Console) -> None:
     reader.start()
     before: Sums | None = None
     last: dict[str, Any] | None = None
-    with contextlib.suppress(KeyboardInterrupt), _keys() as pressed:
+    with _interrupts() as interrupted, _keys() as key:
+
+        def pressed() -> bool:
+            return key() or interrupted()
+
         while reader.newest is None:
             if reader.trouble is not None:
                 raise reader.trouble
@@ -217,7 +222,27 @@ def play(admin: Admin, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[Any]:
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether there was a Ctrl-C.
+
+    As an exception it would be lost where Python can only print one: in a finalizer or a weak
+    reference's callback, which drawing has plenty of.
+    """
+    came = False
+
+    def note(*_: object) -> None:
+        nonlocal came
+        came = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[], bool]]:
     """Gives a function that waits LOOK_SECONDS and says whether a key to quit was pressed."""
     if not sys.stdin.isatty():
         pause = threading.Event()
